@@ -1,0 +1,407 @@
+//! The memory layouts that leaktrace's eBPF programs and its user-space side share.
+//!
+//! Every structure lies in a BPF array map that user space maps into its own address space
+//! and reads without a system call, so each one is `#[repr(C)]`, has no padding that is left
+//! unwritten, and is never changed by one side alone.
+#![no_std]
+
+/// Number of slots in a [`Bucket`]: as many 8-byte keys as fit one 64-byte cache line.
+pub const BUCKET_SLOTS: usize = 8;
+
+/// Key of a slot that holds nothing.
+pub const KEY_EMPTY: u64 = 0;
+
+/// Key of a slot that a writer has claimed and whose payload is not complete.
+pub const KEY_BUSY: u64 = 1;
+
+/// Multiplier of the multiplicative (Fibonacci) hash of an address: 2^64 / golden ratio.
+///
+/// Addresses at a fixed stride, which is what the objects of one slab are, fall evenly
+/// over the hash's range (Weyl's equidistribution), so buckets fill more evenly, and a
+/// sample by hash is closer to its share, than with a random hash.
+pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Bits of the address hash from here up choose the bucket; the topmost ones choose the sample.
+pub const BUCKET_SHIFT: u32 = 24;
+
+/// Largest `sample_shift`: one address in a million is kept.
+pub const MAX_SAMPLE_SHIFT: u32 = 20;
+
+/// The hash by which an address finds its bucket and its place in the sample.
+#[inline(always)]
+pub const fn address_hash(address: u64) -> u64 {
+    address.wrapping_mul(GOLDEN)
+}
+
+/// Whether an address with this hash is tracked when one in `2^sample_shift` is.
+#[inline(always)]
+pub const fn is_sampled(hash: u64, sample_shift: u32) -> bool {
+    // Two shifts: a single one by 64 would be undefined for a shift of 0.
+    (hash >> 1) >> (63 - (sample_shift & 63)) == 0
+}
+
+/// An address as it is kept in any memory that outlives an event.
+///
+/// kmemleak scans BPF maps and our own reachability check scans everything: an address stored
+/// as it is would count as a reference to the object and hide its leak. Kernel addresses lie in
+/// the upper half, so the complement is a small number that is never [`KEY_EMPTY`] or [`KEY_BUSY`].
+#[inline(always)]
+pub const fn encode_address(address: u64) -> u64 {
+    !address
+}
+
+/// The inverse of [`encode_address`].
+#[inline(always)]
+pub const fn decode_address(encoded: u64) -> u64 {
+    !encoded
+}
+
+/// Addresses up to this one are no objects: NULL, and `ZERO_SIZE_PTR` of `kmalloc(0)`
+/// (`include/linux/slab.h`).
+pub const ZERO_SIZE_PTR: u64 = 16;
+
+/// What is known of one outstanding object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Payload {
+    /// Time of the allocation, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+    /// Index of its [`Site`].
+    pub site: u32,
+    /// Index of its [`StackRecord`], 0 when no stack was captured.
+    pub stack: u32,
+    /// Process (thread group) that was current at the allocation.
+    pub tgid: u32,
+    /// Requested bytes for kmalloc; 0 for kmem_cache, whose objects are all of one size.
+    pub size: u32,
+}
+
+/// A bucket of the live table: its keys in one cache line, then the payloads.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Bucket {
+    /// Encoded addresses, [`KEY_EMPTY`] or [`KEY_BUSY`].
+    pub keys: [u64; BUCKET_SLOTS],
+    /// The payload of the slot whose key has the same index.
+    pub payloads: [Payload; BUCKET_SLOTS],
+}
+
+/// Bytes of a cache name that are kept, the terminating NUL included.
+pub const CACHE_NAME_LEN: usize = 64;
+
+/// [`Site::flags`]: events of this site are not recorded (a filter excludes it).
+pub const SITE_IGNORED: u32 = 1;
+/// [`Site::flags`]: stacks of this site come first when the stack budget is short.
+pub const SITE_SUSPECT: u32 = 2;
+/// [`Site::flags`]: `cache_name` was read from the object's own `struct kmem_cache`.
+pub const SITE_CACHE_KNOWN: u32 = 4;
+/// [`Site::flags`]: the descriptive fields are complete.
+pub const SITE_READY: u32 = 8;
+/// [`Site::flags`]: the object's page was found not to be a slab page.
+pub const SITE_NOT_SLAB: u32 = 16;
+
+/// [`Site::family`]: allocated by `kmalloc` from a slab cache.
+pub const FAMILY_KMALLOC: u32 = 1;
+/// [`Site::family`]: allocated by `kmalloc` straight from the page allocator.
+pub const FAMILY_KMALLOC_LARGE: u32 = 2;
+/// [`Site::family`]: allocated by `kmem_cache_alloc`.
+pub const FAMILY_KMEM_CACHE: u32 = 3;
+/// [`Site::family`]: not an allocation site; counts frees of objects that were not seen allocated.
+pub const FAMILY_UNKNOWN_FREE: u32 = 4;
+
+/// The site that takes the events of all sites once the site table is full.
+pub const SITE_OTHER: u32 = 0;
+
+/// `call_site` of the pseudo-sites of [`FAMILY_UNKNOWN_FREE`], one for each cache.
+pub const UNKNOWN_FREE_CALL_SITE: u64 = 2;
+
+/// One allocation site: a call site and the slab cache that it allocates from.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Site {
+    /// 64-bit hash of `call_site` and `discriminator`; 0 while the slot is free.
+    pub key: u64,
+    /// Return address in the code that allocates.
+    pub call_site: u64,
+    /// What tells apart the caches that one call site allocates from.
+    pub discriminator: u64,
+    /// Encoded address of the `struct kmem_cache`, 0 when not known.
+    pub cache: u64,
+    /// Bytes that one object takes from the allocator.
+    pub object_size: u32,
+    /// `SITE_*` bits; user space changes them too.
+    pub flags: u32,
+    /// gfp flags of the first allocation seen.
+    pub gfp: u32,
+    /// One of the `FAMILY_*` values.
+    pub family: u32,
+    /// `kmem_cache.flags` (`SLAB_*`), 0 when not known.
+    pub cache_flags: u32,
+    /// Not used; keeps the name aligned.
+    pub reserved: u32,
+    /// NUL-terminated name of the cache; empty when not known.
+    pub cache_name: [u8; CACHE_NAME_LEN],
+}
+
+/// Slots probed for a site before it is counted in [`SITE_OTHER`].
+pub const SITE_PROBES: u32 = 16;
+
+/// Number of lifetime classes in a [`Counters`] cell.
+pub const LIFETIME_CLASSES: usize = 28;
+
+/// Counters of one site on one shard of the CPUs. Four cache lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Counters {
+    /// Allocations.
+    pub allocated: u64,
+    /// Those of them that are not tracked because their address is not in the sample.
+    pub unsampled: u64,
+    /// Objects whose free was not seen, found when their address was allocated again.
+    pub implicit_frees: u64,
+    /// Allocations that found every place for them full and are not tracked.
+    pub overflowed: u64,
+    /// Frees by lifetime: class `k` counts those of `[2^(k-1), 2^k)` microseconds,
+    /// class 0 those under one, the last one all longer ones.
+    pub lifetimes: [u64; LIFETIME_CLASSES],
+}
+
+impl Counters {
+    /// Frees that were seen: each is in exactly one lifetime class.
+    pub fn freed(&self) -> u64 {
+        self.lifetimes.iter().sum()
+    }
+}
+
+/// The lifetime class of an age in nanoseconds.
+#[inline(always)]
+pub fn lifetime_class(age_ns: u64) -> usize {
+    let us = age_ns >> 10;
+    let class = log2_floor_plus_one(us);
+    if class < LIFETIME_CLASSES { class } else { LIFETIME_CLASSES - 1 }
+}
+
+/// Number of significant bits, in shifts and compares: BPF has no instruction for it.
+#[inline(always)]
+fn log2_floor_plus_one(value: u64) -> usize {
+    let mut v = value;
+    let mut bits = 0;
+    if v >> 32 != 0 {
+        return LIFETIME_CLASSES;
+    }
+    if v >> 16 != 0 {
+        v >>= 16;
+        bits += 16;
+    }
+    if v >> 8 != 0 {
+        v >>= 8;
+        bits += 8;
+    }
+    if v >> 4 != 0 {
+        v >>= 4;
+        bits += 4;
+    }
+    if v >> 2 != 0 {
+        v >>= 2;
+        bits += 2;
+    }
+    if v >> 1 != 0 {
+        v >>= 1;
+        bits += 1;
+    }
+    bits + v as usize
+}
+
+/// Upper end of a lifetime class in microseconds (units of 1,024 ns).
+pub const fn lifetime_class_end_us(class: usize) -> f64 {
+    (1_u64 << class) as f64 * 1.024
+}
+
+/// Deepest stack that is kept.
+pub const MAX_STACK_DEPTH: usize = 62;
+
+/// One distinct stack.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct StackRecord {
+    /// 64-bit hash of the frames; 0 while the slot is free.
+    pub hash: u64,
+    /// Number of frames; written last, so 0 means not complete.
+    pub depth: u64,
+    /// Return addresses, innermost first.
+    pub frames: [u64; MAX_STACK_DEPTH],
+}
+
+/// Slots probed for a stack before it is counted as lost.
+pub const STACK_PROBES: u32 = 8;
+
+/// What user space tells the programs while they run, and the few counters that have no site.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct Control {
+    /// One address in `2^sample_shift` is tracked.
+    pub sample_shift: u64,
+    /// When the stack budget is short, only addresses whose hash has these bits clear get a stack.
+    pub stack_mask: u64,
+    /// Objects now in the overflow map.
+    pub overflow_live: u64,
+    /// Sites that did not fit the site table (events, not sites).
+    pub sites_full: u64,
+    /// Stacks that did not fit the stack table.
+    pub stacks_full: u64,
+    /// Stack captures that the kernel refused.
+    pub stacks_failed: u64,
+    /// Objects whose cache could not be found from their page.
+    pub cache_unknown: u64,
+    /// Pages checked, and found right, against a cache that the event itself named.
+    pub page_lookups_right: u64,
+    /// Pages checked and found wrong: the page lookup does not fit this kernel.
+    pub page_lookups_wrong: u64,
+}
+
+/// State of one CPU.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct CpuState {
+    /// Nanoseconds of stack capture that this CPU may still spend; negative when in debt.
+    pub tokens_ns: i64,
+    /// When `tokens_ns` was last filled up.
+    pub refilled_ns: u64,
+    /// Task whose name was last noted on this CPU.
+    pub last_pid: u64,
+    /// 1 while every allocation may have its stack, 0 while the budget is short.
+    pub plenty: u64,
+    /// Stacks captured.
+    pub stacks: u64,
+    /// Nanoseconds spent in capturing them.
+    pub stacks_ns: u64,
+}
+
+/// Everything about the running kernel and the run that the programs need to know, resolved
+/// at load and passed in as one read-only global: the verifier then drops the branches not taken.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Config {
+    /// Index of `bytes_req` among the arguments of kmalloc.
+    pub kmalloc_bytes_req: u32,
+    /// Index of `bytes_alloc` among the arguments of kmalloc.
+    pub kmalloc_bytes_alloc: u32,
+    /// Index of `gfp_flags` among the arguments of kmalloc.
+    pub kmalloc_gfp: u32,
+    /// Index of `s` among the arguments of kmem_cache_alloc; 0: there is none (before 6.1).
+    pub cache_alloc_cache: u32,
+    /// Index of `gfp_flags` among the arguments of kmem_cache_alloc.
+    pub cache_alloc_gfp: u32,
+    /// Index of `s` among the arguments of kmem_cache_free; 0: there is none.
+    pub cache_free_cache: u32,
+    /// Offset of `kmem_cache.name`.
+    pub cache_name: u32,
+    /// Offset of `kmem_cache.size`.
+    pub cache_size: u32,
+    /// Offset of `kmem_cache.flags`.
+    pub cache_flags: u32,
+    /// Offset of `slab_cache` in `struct slab` (5.17 and later) or `struct page`.
+    pub slab_cache: u32,
+    /// Offset of `page.compound_head`.
+    pub page_compound_head: u32,
+    /// `sizeof(struct page)`; 0 when pages cannot be looked up.
+    pub page_size_of: u32,
+    /// log2 of the page size.
+    pub page_shift: u32,
+    /// Mask of the gfp bits that choose another kmalloc cache of the same size.
+    pub gfp_class: u32,
+    /// Number of frames to capture, 0 for none.
+    pub stack_depth: u32,
+    /// Address of the variable `vmemmap_base`, or 0: take `vmemmap`.
+    pub vmemmap_symbol: u64,
+    /// Address of the first `struct page`.
+    pub vmemmap: u64,
+    /// Address of the variable `page_offset_base`, or 0: take `page_offset`.
+    pub page_offset_symbol: u64,
+    /// Address of the direct map of physical memory.
+    pub page_offset: u64,
+    /// Share of a CPU for stack captures, in parts per 2^20.
+    pub stack_share: u64,
+    /// Mask of the bucket index.
+    pub bucket_mask: u32,
+    /// Mask of the site index.
+    pub site_mask: u32,
+    /// Mask of the stack index.
+    pub stack_index_mask: u32,
+    /// Mask that makes a counter shard of a CPU number.
+    pub shard_mask: u32,
+    /// log2 of the number of sites; a cell of the counters is `shard << site_bits | site`.
+    pub site_bits: u32,
+    /// 1 when several CPUs share a shard, and counters must be added to atomically.
+    pub shards_shared: u32,
+    /// 1 where stores may overtake stores (arm64): publish with a full barrier.
+    pub weakly_ordered: u32,
+    /// 1 when only caches in the `CACHES` map are recorded.
+    pub filter_caches: u32,
+    /// Smallest object size recorded.
+    pub min_size: u32,
+    /// Largest object size recorded.
+    pub max_size: u32,
+    /// Highest CPU number plus one.
+    pub cpus: u32,
+    /// Allocations larger than this come straight from the page allocator.
+    pub max_cache_size: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Payload>() == 24);
+    assert!(size_of::<Bucket>() == 256);
+    assert!(size_of::<Site>() == 128);
+    assert!(size_of::<Counters>() == 256);
+    assert!(size_of::<StackRecord>() == 512);
+    assert!(size_of::<CpuState>() == 64);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampling_keeps_its_share() {
+        for shift in [0, 1, 4, 7] {
+            let kept = (0..1_u64 << 16)
+                .filter(|i| is_sampled(address_hash(0xffff_8880_0000_0000 + i * 64), shift))
+                .count();
+            let expected = (1_usize << 16) >> shift;
+            assert!(kept.abs_diff(expected) * 100 <= expected, "{kept} of {expected} at shift {shift}");
+        }
+    }
+
+    #[test]
+    fn samples_nest() {
+        for i in 0..100_000_u64 {
+            let hash = address_hash(0xffff_8880_0000_0000 + i * 96);
+            for shift in 0..MAX_SAMPLE_SHIFT {
+                assert!(!is_sampled(hash, shift + 1) || is_sampled(hash, shift));
+            }
+        }
+    }
+
+    #[test]
+    fn lifetime_classes_cover_their_ranges() {
+        assert_eq!(lifetime_class(0), 0);
+        assert_eq!(lifetime_class(1_023), 0);
+        assert_eq!(lifetime_class(1_024), 1);
+        assert_eq!(lifetime_class(2_048), 2);
+        assert_eq!(lifetime_class(1 << 20), 11);
+        assert_eq!(lifetime_class(u64::MAX), LIFETIME_CLASSES - 1);
+        for class in 1..LIFETIME_CLASSES - 1 {
+            assert_eq!(lifetime_class((1 << (class - 1)) << 10), class);
+            assert_eq!(lifetime_class(((1 << class) << 10) - 1), class);
+        }
+    }
+
+    #[test]
+    fn encoded_addresses_are_no_kernel_addresses_and_no_marks() {
+        for address in [0xffff_8880_0000_0000, 0xff00_0000_0000_0000, 0xffff_ffff_ffff_f000] {
+            let encoded = encode_address(address);
+            assert!(encoded < 1 << 63 && encoded != KEY_EMPTY && encoded != KEY_BUSY);
+            assert_eq!(decode_address(encoded), address);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The programs, by allocator family.
+
+mod slab;

@@ -1,0 +1,149 @@
+//! Stacks: which allocations get one, and where it is kept.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_stack, bpf_ktime_get_ns},
+    programs::RawTracePointContext,
+};
+use leaktrace_common::{Control, CpuState, MAX_STACK_DEPTH, SITE_SUSPECT, STACK_PROBES, StackRecord};
+use leaktrace_ebpf::{
+    atomic,
+    probe::{Slot, claim},
+};
+
+use crate::{
+    config::config,
+    maps::{STACKS, scratch},
+};
+
+/// What the budget can save up: a burst of this much capturing needs no choice.
+const BURST_NS: i64 = 20_000_000;
+
+/// The first stacks of each site on each CPU are taken even into debt, so that no site is without one.
+const FIRST_STACKS: u64 = 16;
+
+/// `stack_share` of a whole CPU: the budget never runs out.
+const WHOLE_CPU: u64 = 1 << 20;
+
+/// The stack id of an allocation, 0 when it gets none.
+#[inline(always)]
+pub(crate) fn capture(
+    ctx: &RawTracePointContext,
+    program: u32,
+    control: *mut Control,
+    cpu: *mut CpuState,
+    now: u64,
+    hash: u64,
+    site_flags: u32,
+    nth: u64,
+) -> u32 {
+    // SAFETY: the control block and this CPU's state are map values. A program that interrupts
+    // this one may change the state between the accesses, which costs some nanoseconds of budget.
+    unsafe {
+        let first = nth <= FIRST_STACKS || site_flags & SITE_SUSPECT != 0;
+        let mask = (&raw const (*control).stack_mask).read_volatile();
+        if !first && (*cpu).plenty == 0 && hash & mask != 0 {
+            return 0;
+        }
+        refill(cpu, now);
+        let floor = if nth <= FIRST_STACKS { -BURST_NS } else { 0 };
+        if (*cpu).tokens_ns <= floor && config!(stack_share) < WHOLE_CPU {
+            (*cpu).plenty = 0;
+            return 0;
+        }
+        let id = take(ctx, program, control);
+        let spent = bpf_ktime_get_ns().wrapping_sub(now);
+        (*cpu).tokens_ns = (*cpu).tokens_ns.wrapping_sub(spent as i64);
+        (*cpu).stacks += 1;
+        (*cpu).stacks_ns += spent;
+        if (*cpu).tokens_ns < BURST_NS / 2 && config!(stack_share) < WHOLE_CPU {
+            (*cpu).plenty = 0;
+        }
+        id
+    }
+}
+
+#[inline(always)]
+unsafe fn refill(cpu: *mut CpuState, now: u64) {
+    // SAFETY: the caller's map value.
+    unsafe {
+        let mut elapsed = now.wrapping_sub((*cpu).refilled_ns);
+        if elapsed > 1 << 33 {
+            // The first time, or after 8 s without a capture: full either way, and no overflow below.
+            elapsed = 1 << 33;
+        }
+        (*cpu).refilled_ns = now;
+        let mut tokens = (*cpu).tokens_ns + ((elapsed * config!(stack_share)) >> 20) as i64;
+        if tokens > BURST_NS {
+            tokens = BURST_NS;
+        }
+        if tokens > BURST_NS / 8 * 7 {
+            (*cpu).plenty = 1;
+        }
+        (*cpu).tokens_ns = tokens;
+    }
+}
+
+#[inline(always)]
+unsafe fn take(ctx: &RawTracePointContext, program: u32, control: *mut Control) -> u32 {
+    let Some(buffer) = scratch(program) else { return 0 };
+    // SAFETY: the buffer is this CPU's and this program's, and has MAX_STACK_DEPTH words and more.
+    unsafe {
+        let bytes = bpf_get_stack(ctx.as_ptr(), buffer.cast(), config!(stack_depth) * 8, 0);
+        if bytes <= 0 {
+            atomic::add(&raw mut (*control).stacks_failed, 1);
+            return 0;
+        }
+        let depth = bytes as u64 / 8;
+        let frames = buffer.cast::<u64>();
+        let mut hash = depth;
+        for i in 0..MAX_STACK_DEPTH {
+            if i as u64 >= depth {
+                break;
+            }
+            hash = (hash ^ *frames.add(i)).wrapping_mul(leaktrace_common::GOLDEN);
+            hash ^= hash >> 29;
+        }
+        hash |= 1;
+        intern(control, frames, depth, hash)
+    }
+}
+
+#[inline(always)]
+unsafe fn intern(control: *mut Control, frames: *const u64, depth: u64, hash: u64) -> u32 {
+    for probe in 0..STACK_PROBES {
+        let mut index = ((hash >> 32) as u32).wrapping_add(probe) & config!(stack_index_mask);
+        if index == 0 {
+            // Id 0 says that there is no stack.
+            index = STACK_PROBES + 1;
+        }
+        let Some(record) = STACKS.get_ptr_mut(index) else { return 0 };
+        // SAFETY: a map value whose first word is the key; a claimed record is ours to fill in.
+        match unsafe { claim(record.cast(), hash) } {
+            Slot::Found => return index,
+            Slot::Taken => {}
+            Slot::Claimed => {
+                // SAFETY: as above.
+                unsafe { fill(record, frames, depth) };
+                return index;
+            }
+        }
+    }
+    // SAFETY: a map value.
+    unsafe { atomic::add(&raw mut (*control).stacks_full, 1) };
+    0
+}
+
+#[inline(always)]
+unsafe fn fill(record: *mut StackRecord, frames: *const u64, depth: u64) {
+    // SAFETY: the caller has claimed the record, and both have MAX_STACK_DEPTH words.
+    unsafe {
+        for i in 0..MAX_STACK_DEPTH {
+            if i as u64 >= depth {
+                break;
+            }
+            (&raw mut (*record).frames).cast::<u64>().add(i).write_volatile(*frames.add(i));
+        }
+        atomic::publish(&raw mut (*record).depth, depth, config!(weakly_ordered) != 0);
+    }
+}
