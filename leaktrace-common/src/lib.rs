@@ -312,6 +312,8 @@ pub struct Config {
     pub gfp_class: u32,
     /// Number of frames to capture, 0 for none.
     pub stack_depth: u32,
+    /// Allocations larger than this come straight from the page allocator.
+    pub max_cache_size: u32,
     /// Address of the variable `vmemmap_base`, or 0: take `vmemmap`.
     pub vmemmap_symbol: u64,
     /// Address of the first `struct page`.
@@ -342,10 +344,6 @@ pub struct Config {
     pub min_size: u32,
     /// Largest object size recorded.
     pub max_size: u32,
-    /// Highest CPU number plus one.
-    pub cpus: u32,
-    /// Allocations larger than this come straight from the page allocator.
-    pub max_cache_size: u32,
 }
 
 const _: () = {
@@ -355,6 +353,8 @@ const _: () = {
     assert!(size_of::<Counters>() == 256);
     assert!(size_of::<StackRecord>() == 512);
     assert!(size_of::<CpuState>() == 64);
+    // 26 words and 5 double words: no padding, which would be uninitialised bytes for bpf().
+    assert!(size_of::<Config>() == 26 * 4 + 5 * 8);
 };
 
 #[cfg(test)]

@@ -35,7 +35,6 @@ pub(crate) static CONFIG: Config = Config {
     filter_caches: 0,
     min_size: 0,
     max_size: 0,
-    cpus: 0,
     max_cache_size: 0,
 };
 

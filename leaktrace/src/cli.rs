@@ -1,0 +1,128 @@
+//! The command line's grammar.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::units::{parse_duration, parse_percent, parse_size, parse_window};
+
+/// Finds kernel memory leaks: traces slab allocations with eBPF, and ranks the call sites,
+/// slab caches and modules whose objects stay.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+pub struct Cli {
+    /// Another command than tracing.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of a trace.
+    #[command(flatten)]
+    pub trace: TraceArgs,
+}
+
+/// Commands beside tracing, which is what happens without one.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what this kernel offers: each hook and its mechanism, each blind spot, and a self-test.
+    ///
+    /// Exits with 1 where tracing cannot work.
+    Check(CheckArgs),
+}
+
+/// Options of `leaktrace check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// Options of a trace.
+#[derive(Clone, Debug, Args)]
+pub struct TraceArgs {
+    /// How long to trace, like 60, 90s or 5m; Ctrl-C ends early with the report.
+    #[arg(short, long, value_name = "TIME", default_value = "60s", value_parser = parse_window)]
+    pub duration: Duration,
+
+    /// Time between two looks at the tables.
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = parse_window)]
+    pub interval: Duration,
+
+    /// How many findings and caches to show.
+    #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub top: u32,
+
+    /// Record only slab caches with such a name (* and ? match); may be given several times.
+    #[arg(short, long, value_name = "GLOB")]
+    pub cache: Vec<String>,
+
+    /// Record only slab caches whose objects are at least this large.
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = parse_size)]
+    pub min_size: u32,
+
+    /// Record only slab caches whose objects are at most this large.
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub max_size: Option<u32>,
+
+    /// Age from which a live object counts as a survivor [default: 5s, or a quarter of the duration].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub min_age: Option<Duration>,
+
+    /// Frames to keep of a stack; 0 captures none.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(0..=56))]
+    pub stack_depth: u32,
+
+    /// Share of each CPU that capturing stacks may take; 0 captures none, 100 captures all.
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_percent)]
+    pub overhead: f64,
+
+    /// Outstanding objects to track; more are sampled by address [default: from the size of memory].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=2_000_000_000))]
+    pub max_objects: Option<u32>,
+
+    /// A vmlinux or module (.ko, .debug) with DWARF for file:line and inlined frames; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub vmlinux: Vec<PathBuf>,
+
+    /// Form of the report.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+
+    /// Write the report to a file, complete or not at all.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Say more: every site of the findings, the caches that agree, and each program's cost.
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
+
+    /// No progress and no notes on standard error, only the report and errors.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Form of what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For reading, at 100 columns.
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl TraceArgs {
+    /// Age from which a live object counts as a survivor.
+    pub fn survivor_age(&self) -> Duration {
+        self.min_age.unwrap_or_else(|| Duration::from_secs(5).min(self.duration / 4))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

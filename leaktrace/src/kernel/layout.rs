@@ -1,0 +1,171 @@
+//! Where this kernel keeps what the eBPF programs read: argument positions and struct offsets.
+
+use anyhow::{Result, anyhow};
+use leaktrace_common::Config;
+
+use super::{btf::Btf, symbols::Symbols};
+
+/// What was found of the slab tracepoints and structs.
+pub struct Layout {
+    /// The part of the programs' configuration that depends on the kernel.
+    pub config: Config,
+    /// Whether the events of 6.0 and before, for allocations on a named node, exist.
+    pub node_events: bool,
+    /// Whether `task_rename` exists.
+    pub task_rename: bool,
+    /// Why the cache of a kmalloc object cannot be looked up, if it cannot.
+    pub no_page_lookup: Option<String>,
+}
+
+/// Prefix of the function behind each tracepoint, whose prototype has the parameters' names
+/// (`include/linux/tracepoint.h`).
+const TRACEPOINT_FUNCTION: &str = "__traceiter_";
+
+/// x86-64 without address randomisation (`arch/x86/include/asm/page_64_types.h`, `pgtable_64_types.h`).
+const VMEMMAP_4_LEVEL: u64 = 0xffff_ea00_0000_0000;
+const PAGE_OFFSET_4_LEVEL: u64 = 0xffff_8880_0000_0000;
+const VMEMMAP_5_LEVEL: u64 = 0xffd4_0000_0000_0000;
+const PAGE_OFFSET_5_LEVEL: u64 = 0xff11_0000_0000_0000;
+
+/// Largest kmalloc that comes from a slab cache: two pages (`include/linux/slab.h`, SLUB).
+const MAX_CACHE_PAGES: u32 = 2;
+
+impl Layout {
+    /// Resolves everything from BTF and kallsyms.
+    ///
+    /// # Errors
+    /// When a tracepoint or a member without which nothing can be traced is missing.
+    pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Self> {
+        let page_bytes = page_bytes();
+        let mut config = Config { page_shift: page_bytes.trailing_zeros(), ..Config::default() };
+        config.max_cache_size = page_bytes * MAX_CACHE_PAGES;
+        config.kmalloc_bytes_req = argument(btf, "kmalloc", "bytes_req")?;
+        config.kmalloc_bytes_alloc = argument(btf, "kmalloc", "bytes_alloc")?;
+        config.kmalloc_gfp = argument(btf, "kmalloc", "gfp_flags")?;
+        config.cache_alloc_gfp = argument(btf, "kmem_cache_alloc", "gfp_flags")?;
+        // Without `s` the programs find the cache from the object's page.
+        config.cache_alloc_cache = argument(btf, "kmem_cache_alloc", "s").unwrap_or(0);
+        config.cache_free_cache = argument(btf, "kmem_cache_free", "s").unwrap_or(0);
+        for event in ["kfree", "kmem_cache_free"] {
+            argument(btf, event, "ptr")?;
+        }
+        config.cache_name = member(btf, "kmem_cache", "name")?;
+        config.cache_size = member(btf, "kmem_cache", "size")?;
+        config.cache_flags = member(btf, "kmem_cache", "flags")?;
+        config.gfp_class = gfp_class(btf);
+        config.weakly_ordered = u32::from(!cfg!(target_arch = "x86_64"));
+        let no_page_lookup = resolve_pages(&mut config, btf, symbols).err().map(|error| error.to_string());
+        if config.cache_alloc_cache == 0 && no_page_lookup.is_some() {
+            return Err(anyhow!(
+                "this kernel's kmem_cache_alloc event does not name the cache, and pages cannot be looked up: {}",
+                no_page_lookup.unwrap_or_default()
+            ));
+        }
+        Ok(Self {
+            config,
+            node_events: has_tracepoint(btf, "kmalloc_node"),
+            task_rename: has_tracepoint(btf, "task_rename"),
+            no_page_lookup,
+        })
+    }
+}
+
+fn page_bytes() -> u32 {
+    // SAFETY: sysconf has no preconditions.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u32::try_from(size).unwrap_or(4_096)
+}
+
+fn has_tracepoint(btf: &Btf, event: &str) -> bool {
+    btf.parameters(&format!("{TRACEPOINT_FUNCTION}{event}")).is_some()
+}
+
+/// Index of a tracepoint's argument; the first two must be where the programs read them.
+fn argument(btf: &Btf, event: &str, name: &str) -> Result<u32> {
+    let parameters = btf
+        .parameters(&format!("{TRACEPOINT_FUNCTION}{event}"))
+        .ok_or_else(|| anyhow!("this kernel's BTF has no tracepoint {event}"))?;
+    // The first parameter is the tracepoint's own, `__data`.
+    let arguments = parameters.get(1..).unwrap_or_default();
+    if arguments.first().map(String::as_str) != Some("call_site") || arguments.get(1).map(String::as_str) != Some("ptr") {
+        return Err(anyhow!("tracepoint {event} has unknown arguments ({})", arguments.join(", ")));
+    }
+    let index = arguments.iter().position(|argument| argument == name);
+    index
+        .filter(|&index| index <= 5)
+        .map(|index| index as u32)
+        .ok_or_else(|| anyhow!("tracepoint {event} has no argument {name} ({})", arguments.join(", ")))
+}
+
+fn member(btf: &Btf, structure: &str, name: &str) -> Result<u32> {
+    btf.member_offset(structure, name).ok_or_else(|| anyhow!("this kernel's BTF has no {structure}.{name}"))
+}
+
+/// The gfp bits that choose among kmalloc's caches of one size: `kmalloc_type()` of
+/// `include/linux/slab.h`. Before 6.9 they were no enumerators, and had these values.
+fn gfp_class(btf: &Btf) -> u32 {
+    [("___GFP_DMA_BIT", 0), ("___GFP_RECLAIMABLE_BIT", 4), ("___GFP_ACCOUNT_BIT", 22)]
+        .into_iter()
+        .map(|(name, before)| 1 << (btf.enumerator(name).unwrap_or(before) & 31))
+        .fold(0, |mask: u32, bit: u32| mask | bit)
+}
+
+/// Whether the kernel runs with five levels of page tables: the flag is cleared when it does not.
+fn five_level_paging() -> bool {
+    use procfs::Current as _;
+    procfs::CpuInfo::current()
+        .ok()
+        .and_then(|info| info.flags(0).map(|flags| flags.contains(&"la57")))
+        .unwrap_or(false)
+}
+
+/// What the way from an address to its `struct page` needs.
+fn resolve_pages(config: &mut Config, btf: &Btf, symbols: &Symbols) -> Result<()> {
+    if !cfg!(target_arch = "x86_64") {
+        return Err(anyhow!("the way from an object to its page is known for x86_64 only"));
+    }
+    // A member of struct page itself up to 5.16; renamed to compound_info in 7.0.
+    config.slab_cache = member(btf, "slab", "slab_cache").or_else(|_| member(btf, "page", "slab_cache"))?;
+    config.page_compound_head =
+        member(btf, "page", "compound_head").or_else(|_| member(btf, "page", "compound_info"))?;
+    let five_levels = five_level_paging();
+    let (vmemmap, page_offset) = if five_levels {
+        (VMEMMAP_5_LEVEL, PAGE_OFFSET_5_LEVEL)
+    } else {
+        (VMEMMAP_4_LEVEL, PAGE_OFFSET_4_LEVEL)
+    };
+    config.vmemmap = vmemmap;
+    config.page_offset = page_offset;
+    config.vmemmap_symbol = symbols.data_address("vmemmap_base").unwrap_or(0);
+    config.page_offset_symbol = symbols.data_address("page_offset_base").unwrap_or(0);
+    config.page_size_of = btf.struct_size("page").ok_or_else(|| anyhow!("this kernel's BTF has no struct page"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn resolves_the_running_kernel() {
+        let btf = Btf::read(Path::new("/sys/kernel/btf/vmlinux")).unwrap();
+        let layout = Layout::resolve(&btf, &Symbols::read(Path::new("/")).unwrap()).unwrap();
+        assert!(layout.config.kmalloc_bytes_alloc > layout.config.kmalloc_bytes_req);
+        assert_eq!(layout.config.gfp_class.count_ones(), 3);
+        assert!(layout.config.cache_name > 0);
+        assert_eq!(layout.no_page_lookup, None);
+    }
+
+    #[test]
+    fn foreign_btf_is_refused_with_the_missing_name() {
+        let mut data = 0xeb9f_u16.to_ne_bytes().to_vec();
+        data.extend([1, 0]);
+        for word in [24_u32, 0, 0, 0, 0] {
+            data.extend(word.to_ne_bytes());
+        }
+        let btf = Btf::parse(data.into()).unwrap();
+        let error = Layout::resolve(&btf, &Symbols::empty()).err().unwrap();
+        assert_eq!(error.to_string(), "this kernel's BTF has no tracepoint kmalloc");
+    }
+}

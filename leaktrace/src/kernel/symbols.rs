@@ -1,0 +1,221 @@
+//! Symbols of the kernel and its modules, from /proc/kallsyms.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+
+/// Names longer than this are cut: `KSYM_NAME_LEN` of `include/linux/kallsyms.h` is 512.
+const MAX_NAME: usize = 512;
+
+struct Symbol {
+    address: u64,
+    /// Where the name begins in `names`; it ends where the length says.
+    name: u32,
+    length: u16,
+    /// Index into `modules`; 0 is the kernel itself.
+    module: u16,
+}
+
+/// All code symbols, sorted by address.
+pub struct Symbols {
+    symbols: Vec<Symbol>,
+    names: String,
+    modules: Vec<String>,
+    /// Data symbols that leaktrace needs, where the kernel lists data at all (`KALLSYMS_ALL`).
+    data: Vec<(&'static str, u64)>,
+    note: Option<String>,
+}
+
+/// Where an address lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location<'a> {
+    /// Name of the function.
+    pub symbol: &'a str,
+    /// Bytes from its start.
+    pub offset: u64,
+    /// Name of the module, `None` for the kernel itself.
+    pub module: Option<&'a str>,
+}
+
+/// The data symbols worth keeping (`arch/x86/kernel/head64.c`).
+const WANTED_DATA: [&str; 2] = ["vmemmap_base", "page_offset_base"];
+
+impl Symbols {
+    /// Reads `/proc/kallsyms` below `root`.
+    ///
+    /// # Errors
+    /// When the file cannot be read; hidden addresses are no error but a [`Symbols::note`].
+    pub fn read(root: &Path) -> Result<Self> {
+        let path = root.join("proc/kallsyms");
+        let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut symbols = Self::empty();
+        let mut lines = BufReader::with_capacity(1 << 16, file);
+        let mut line = Vec::new();
+        let (mut seen, mut hidden) = (0_u64, 0_u64);
+        loop {
+            line.clear();
+            if lines.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", path.display()))? == 0 {
+                break;
+            }
+            seen += 1;
+            hidden += u64::from(line.starts_with(b"0000000000000000 ") || line.starts_with(b"(null)"));
+            symbols.add_line(&String::from_utf8_lossy(&line));
+        }
+        symbols.symbols.sort_by_key(|symbol| symbol.address);
+        if seen == 0 {
+            symbols.note = Some("/proc/kallsyms is empty (CONFIG_KALLSYMS is off): call sites are shown as addresses".into());
+        } else if hidden * 2 > seen {
+            symbols = Self::empty();
+            symbols.note = Some(
+                "/proc/kallsyms hides addresses: call sites are shown as addresses; `sysctl kernel.kptr_restrict=1` shows them to root"
+                    .into(),
+            );
+        }
+        Ok(symbols)
+    }
+
+    /// No symbols at all.
+    pub fn empty() -> Self {
+        Self { symbols: Vec::new(), names: String::new(), modules: vec![String::new()], data: Vec::new(), note: None }
+    }
+
+    /// Why there are no symbols, in one line.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    fn add_line(&mut self, line: &str) {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(address), Some(kind), Some(name)) = (fields.next(), fields.next(), fields.next()) else { return };
+        let Ok(address) = u64::from_str_radix(address, 16) else { return };
+        if let Some(wanted) = WANTED_DATA.into_iter().find(|&wanted| wanted == name) {
+            self.data.push((wanted, address));
+        }
+        if !matches!(kind, "t" | "T" | "w" | "W") || address == 0 {
+            return;
+        }
+        let module = fields.next().map_or("", |module| module.trim_matches(['[', ']']));
+        let module = self.module_index(module);
+        let name = truncate(name, MAX_NAME);
+        let Ok(start) = u32::try_from(self.names.len()) else { return };
+        self.names.push_str(name);
+        self.symbols.push(Symbol { address, name: start, length: name.len() as u16, module });
+    }
+
+    fn module_index(&mut self, module: &str) -> u16 {
+        // Modules come in runs, so the last one is nearly always it.
+        if let Some(index) = self.modules.iter().rposition(|known| known == module) {
+            return index as u16;
+        }
+        if self.modules.len() >= usize::from(u16::MAX) {
+            return 0;
+        }
+        self.modules.push(truncate(module, 64).to_owned());
+        (self.modules.len() - 1) as u16
+    }
+
+    /// The function that an address lies in.
+    ///
+    /// The gap behind the last symbol of the kernel or of a module is unbounded here, so an
+    /// address more than 1 MiB from its symbol is not attributed: no function is that long.
+    pub fn locate(&self, address: u64) -> Option<Location<'_>> {
+        let after = self.symbols.partition_point(|symbol| symbol.address <= address);
+        let symbol = &self.symbols[after.checked_sub(1)?];
+        let offset = address - symbol.address;
+        (offset < 1 << 20).then(|| Location {
+            symbol: self.name(symbol),
+            offset,
+            module: Some(self.modules[usize::from(symbol.module)].as_str()).filter(|name| !name.is_empty()),
+        })
+    }
+
+    /// The function that a return address returns into: a call may be a function's last
+    /// instruction, so the byte before decides, and the offset is still that of the address.
+    pub fn locate_return(&self, address: u64) -> Option<Location<'_>> {
+        let location = self.locate(address.wrapping_sub(1))?;
+        Some(Location { offset: location.offset + 1, ..location })
+    }
+
+    fn name(&self, symbol: &Symbol) -> &str {
+        &self.names[symbol.name as usize..symbol.name as usize + usize::from(symbol.length)]
+    }
+
+    /// Address of a code symbol of the kernel itself.
+    pub fn address_of(&self, name: &str) -> Option<u64> {
+        self.symbols.iter().find(|symbol| symbol.module == 0 && self.name(symbol) == name).map(|symbol| symbol.address)
+    }
+
+    /// Address of one of the few data symbols that are kept.
+    pub fn data_address(&self, name: &str) -> Option<u64> {
+        self.data.iter().find(|(known, _)| *known == name).map(|&(_, address)| address)
+    }
+
+    /// Number of code symbols.
+    pub fn len(&self) -> usize {
+        self.symbols.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.symbols.is_empty()
+    }
+}
+
+fn truncate(text: &str, limit: usize) -> &str {
+    let mut end = text.len().min(limit);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> Symbols {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("proc")).unwrap();
+        std::fs::write(root.path().join("proc/kallsyms"), text).unwrap();
+        Symbols::read(root.path()).unwrap()
+    }
+
+    #[test]
+    fn locates_in_kernel_and_module() {
+        let symbols = read(
+            "ffffffff81000000 T _stext\nffffffff81000100 t foo\nffffffff82000000 D vmemmap_base\n\
+             ffffffffc0000010 t probe\t[drv]\nffffffffc0000000 t init\t[drv]\n",
+        );
+        let found = symbols.locate(0xffff_ffff_8100_0123).unwrap();
+        assert_eq!((found.symbol, found.offset, found.module), ("foo", 0x23, None));
+        let found = symbols.locate(0xffff_ffff_c000_0010).unwrap();
+        assert_eq!((found.symbol, found.offset, found.module), ("probe", 0, Some("drv")));
+        let found = symbols.locate_return(0xffff_ffff_c000_0010).unwrap();
+        assert_eq!((found.symbol, found.offset), ("init", 0x10));
+        assert_eq!(symbols.locate(0x10), None);
+        assert_eq!(symbols.locate(0xffff_ffff_9000_0000), None);
+        assert_eq!(symbols.data_address("vmemmap_base"), Some(0xffff_ffff_8200_0000));
+        assert_eq!(symbols.address_of("_stext"), Some(0xffff_ffff_8100_0000));
+        assert_eq!(symbols.note(), None);
+    }
+
+    #[test]
+    fn hidden_and_empty_are_told() {
+        assert!(read("").note().unwrap().contains("empty"));
+        let hidden = read("0000000000000000 T _stext\n0000000000000000 T foo\n0000000000000000 t bar [m]\n");
+        assert!(hidden.note().unwrap().contains("kptr_restrict") && hidden.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(text in "\\PC{0,200}", address: u64) {
+            let symbols = read(&text);
+            let _ = symbols.locate(address);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! leaktrace finds kernel memory leaks on a running Linux.
+//!
+//! Data flows one way: [`tracer`] keeps what the eBPF programs saw, [`analysis`] judges it, and
+//! [`report`] tells. [`kernel`] is the one place that knows what the running kernel is and
+//! offers, and [`proc`] reads what it says of itself.
+
+pub mod analysis;
+pub mod cli;
+pub mod commands;
+pub mod kernel;
+pub mod proc;
+pub mod report;
+pub mod tracer;
+pub mod units;

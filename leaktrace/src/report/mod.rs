@@ -1,0 +1,2 @@
+//! x
+pub fn escape(s:&str)->std::borrow::Cow<'_,str>{s.into()}

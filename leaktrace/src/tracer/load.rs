@@ -1,0 +1,179 @@
+//! Loading and attaching the programs, and saying in one line what the kernel refused.
+
+use std::{io, os::fd::AsFd as _};
+
+use anyhow::{Result, anyhow};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    maps::{HashMap, MapError},
+    programs::{ProgramError, RawTracePoint},
+};
+use leaktrace_common::{CACHE_NAME_LEN, Config};
+
+use super::{Settings, hooks::Hook, sizes::Sizes};
+use crate::units;
+
+/// The programs, compiled by build.rs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
+
+/// The read-only global, as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Global(Config);
+
+// SAFETY: `Config` is plain integers without padding, which its crate asserts.
+unsafe impl aya::Pod for Global {}
+
+/// Creates the maps and loads nothing yet: programs are loaded by [`attach`].
+///
+/// # Errors
+/// One line on what the kernel refused: memory, permission or the object itself.
+pub fn create(config: Config, sizes: &Sizes, settings: &Settings) -> Result<Ebpf> {
+    let config = Global(complete(config, sizes, settings));
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("CONFIG", &config, true)
+        .map_max_entries("LIVE", sizes.buckets)
+        .map_max_entries("OVERFLOW", sizes.overflow)
+        .map_max_entries("SITES", sizes.sites)
+        .map_max_entries("COUNTERS", sizes.sites * sizes.shards)
+        .map_max_entries("STACKS", sizes.stacks)
+        .map_max_entries("CPUS", sizes.cpus)
+        .map_max_entries("CACHES", settings.caches.len().max(1) as u32)
+        .verifier_log_level(if settings.verbose { VerifierLogLevel::VERBOSE } else { VerifierLogLevel::DISABLE });
+    let mut ebpf = loader.load(OBJECT).map_err(|error| explain_create(error, sizes))?;
+    allow_caches(&mut ebpf, &settings.caches)?;
+    Ok(ebpf)
+}
+
+fn complete(mut config: Config, sizes: &Sizes, settings: &Settings) -> Config {
+    config.bucket_mask = sizes.buckets - 1;
+    config.site_mask = sizes.sites - 1;
+    config.site_bits = sizes.sites.trailing_zeros();
+    config.stack_index_mask = sizes.stacks - 1;
+    config.shard_mask = sizes.shards - 1;
+    config.shards_shared = u32::from(sizes.shards < sizes.cpus);
+    config.stack_share = (settings.stack_share * f64::from(1 << 20)) as u64;
+    config.stack_depth = if config.stack_share == 0 { 0 } else { settings.stack_depth };
+    config.min_size = settings.min_size;
+    config.max_size = settings.max_size;
+    config.filter_caches = u32::from(settings.filter_caches);
+    config
+}
+
+/// Tells the programs which caches the filter lets through.
+///
+/// # Errors
+/// When the kernel refuses the update.
+pub fn allow_caches(ebpf: &mut Ebpf, caches: &[String]) -> Result<()> {
+    let map = ebpf.map_mut("CACHES").ok_or_else(|| anyhow!("the BPF object has no map CACHES"))?;
+    let mut map: HashMap<_, [u8; CACHE_NAME_LEN], u8> = HashMap::try_from(map)?;
+    for cache in caches {
+        let mut name = [0; CACHE_NAME_LEN];
+        let length = cache.len().min(CACHE_NAME_LEN - 1);
+        name[..length].copy_from_slice(&cache.as_bytes()[..length]);
+        map.insert(name, 1, 0)?;
+    }
+    Ok(())
+}
+
+/// Loads one program and attaches it.
+///
+/// # Errors
+/// Names the hook and what the kernel said.
+pub fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<()> {
+    let program = ebpf.program_mut(hook.name).ok_or_else(|| anyhow!("the BPF object has no program {}", hook.name))?;
+    let program: &mut RawTracePoint = program.try_into()?;
+    program.load().map_err(|error| explain_program(error, hook, "load"))?;
+    program.attach(hook.name).map_err(|error| explain_program(error, hook, "attach"))?;
+    Ok(())
+}
+
+/// The fdinfo of a program: `recursion_misses` is nowhere else.
+///
+/// # Errors
+/// When the program is not loaded.
+pub fn program_fdinfo(ebpf: &Ebpf, name: &str) -> Result<String> {
+    use std::os::fd::AsRawFd as _;
+    let program = ebpf.program(name).ok_or_else(|| anyhow!("the BPF object has no program {name}"))?;
+    let fd = program.fd()?.as_fd().as_raw_fd();
+    Ok(std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?)
+}
+
+/// The system's word at the bottom of an error, if there is one.
+fn system_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn explain_create(error: EbpfError, sizes: &Sizes) -> anyhow::Error {
+    let memory = || units::bytes(sizes.bytes() as f64);
+    match system_error(&error).map(io::Error::raw_os_error) {
+        Some(Some(libc::ENOMEM | libc::E2BIG)) => {
+            anyhow!("the kernel refused {} for the tables: give a smaller --max-objects", memory())
+        }
+        Some(Some(libc::EPERM | libc::EACCES)) => anyhow!(
+            "the kernel refused to create the BPF map {} (EPERM): a security module, seccomp or lockdown forbids bpf()",
+            match &error {
+                EbpfError::MapError(MapError::CreateError { name, .. }) => name.as_str(),
+                _ => "for the tables",
+            }
+        ),
+        Some(Some(libc::ENOSYS)) => anyhow!("this kernel has no bpf() system call (CONFIG_BPF_SYSCALL is off)"),
+        _ => anyhow::Error::new(error).context("cannot set up the BPF tables"),
+    }
+}
+
+fn explain_program(error: ProgramError, hook: &Hook, verb: &str) -> anyhow::Error {
+    let refused = system_error(&error).map(io::Error::raw_os_error);
+    match (refused, error) {
+        (Some(Some(libc::EPERM)), _) => anyhow!(
+            "the kernel refused to {verb} the hook {} (EPERM): a security module or lockdown forbids it",
+            hook.name
+        ),
+        (Some(Some(libc::ENOENT)), _) => anyhow!("this kernel has no tracepoint {}", hook.name),
+        (_, ProgramError::LoadError { io_error, verifier_log }) => {
+            let log = verifier_log.to_string();
+            let last = log.lines().rev().find(|line| !line.starts_with("processed") && !line.trim().is_empty());
+            anyhow!(
+                "the kernel's verifier refused the hook {}: {io_error}{}",
+                hook.name,
+                last.map(|line| format!(" ({line})")).unwrap_or_default()
+            )
+        }
+        (_, error) => anyhow::Error::new(error).context(format!("cannot {verb} the hook {}", hook.name)),
+    }
+}
+
+/// Takes all programs off their hooks and out of the kernel.
+///
+/// # Errors
+/// When a program was not loaded.
+pub fn detach(ebpf: &mut Ebpf, hooks: &[Hook]) -> Result<()> {
+    // Allocations first, so that every object that was recorded can still be seen freed.
+    for hook in hooks.iter().rev() {
+        if let Some(program) = ebpf.program_mut(hook.name) {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.unload()?;
+        }
+    }
+    wait_for_programs();
+    Ok(())
+}
+
+/// Waits until every program that is running now has ended: they run without preemption, and the
+/// global membarrier is a grace period (`kernel/sched/membarrier.c`).
+pub fn wait_for_programs() {
+    // SAFETY: membarrier takes integers only.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // No membarrier (or nohz_full CPUs, which it refuses): programs take microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,298 @@
+//! The tracer: loads and attaches the programs, looks at their tables each tick, and takes the
+//! last look when they are detached. The only user of aya.
+
+pub mod cost;
+pub mod hooks;
+mod load;
+mod mapped;
+mod names;
+mod sampling;
+mod scan;
+mod series;
+mod sites;
+pub mod sizes;
+mod snapshot;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, SITE_SUSPECT, Site, StackRecord};
+
+pub use self::{
+    cost::ProgramCost,
+    scan::LiveObject,
+    series::Series,
+    snapshot::{HookState, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
+};
+use self::{cost::CostMeter, hooks::Hook, mapped::MappedArray, sites::SiteTable, sizes::Sizes};
+use crate::kernel::layout::Layout;
+
+/// What the user wants of a trace.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Share of each CPU for stack captures, 0 to 1; 1 captures every stack.
+    pub stack_share: f64,
+    /// Frames that a captured stack may have, those of the tracing itself included.
+    pub stack_depth: u32,
+    /// Smallest object size recorded.
+    pub min_size: u32,
+    /// Largest object size recorded.
+    pub max_size: u32,
+    /// Whether only the caches below are recorded.
+    pub filter_caches: bool,
+    /// Names of the caches that the filter lets through.
+    pub caches: Vec<String>,
+    /// Age from which a live object is a survivor.
+    pub min_age: Duration,
+    /// Ask the verifier for its log when it refuses.
+    pub verbose: bool,
+}
+
+/// What one tick shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tick {
+    /// Allocations seen since the start.
+    pub allocated: u64,
+    /// Frees seen since the start.
+    pub freed: u64,
+    /// Objects that are live now.
+    pub live: u64,
+    /// One address in so many is tracked.
+    pub sampling: u64,
+}
+
+/// Part of a core that scanning the table may take.
+const SCAN_SHARE: u32 = 400;
+
+/// Sites whose stacks come first when the budget is short.
+const SUSPECTS: usize = 16;
+
+/// What a stack capture is taken to cost before any was measured.
+const STACK_NS: f64 = 2_500.0;
+
+/// Programs on their hooks, and the tables they fill.
+pub struct Tracer {
+    ebpf: Ebpf,
+    hooks: Vec<Hook>,
+    attached: Vec<HookState>,
+    settings: Settings,
+    sizes: Sizes,
+    live: MappedArray<Bucket>,
+    stacks: MappedArray<StackRecord>,
+    control: MappedArray<Control>,
+    cpus: MappedArray<CpuState>,
+    sites: SiteTable,
+    meter: CostMeter,
+    started: Instant,
+    started_ns: u64,
+    next_scan: Instant,
+    ticks: u64,
+    slowest_scan: Duration,
+    last_allocated: (Instant, u64),
+    last_overflow: u64,
+}
+
+impl Tracer {
+    /// Makes the tables.
+    ///
+    /// # Errors
+    /// One line on what the kernel refused.
+    pub fn new(layout: &Layout, sizes: Sizes, settings: Settings) -> Result<Self> {
+        let ebpf = load::create(layout.config, &sizes, &settings)?;
+        let now = Instant::now();
+        Ok(Self {
+            live: MappedArray::map(&ebpf, "LIVE", sizes.buckets)?,
+            stacks: MappedArray::map(&ebpf, "STACKS", sizes.stacks)?,
+            control: MappedArray::map(&ebpf, "CONTROL", 1)?,
+            cpus: MappedArray::map(&ebpf, "CPUS", sizes.cpus)?,
+            sites: SiteTable::new(
+                MappedArray::<Site>::map(&ebpf, "SITES", sizes.sites)?,
+                MappedArray::<Counters>::map(&ebpf, "COUNTERS", sizes.sites * sizes.shards)?,
+                sizes.shards as usize,
+            ),
+            ebpf,
+            hooks: hooks::for_kernel(layout),
+            attached: Vec::new(),
+            settings,
+            sizes,
+            meter: CostMeter::default(),
+            started: now,
+            started_ns: 0,
+            next_scan: now,
+            ticks: 0,
+            slowest_scan: Duration::ZERO,
+            last_allocated: (now, 0),
+            last_overflow: 0,
+        })
+    }
+
+    /// Attaches all hooks; what is not required may fail and is then told in the report.
+    ///
+    /// # Errors
+    /// Names the required hook that the kernel refused.
+    pub fn attach(&mut self) -> Result<()> {
+        for hook in &self.hooks {
+            let result = load::attach(&mut self.ebpf, hook);
+            if hook.required {
+                result?;
+                self.attached.push(HookState { hook: *hook, error: None });
+            } else {
+                self.attached.push(HookState { hook: *hook, error: result.err().map(|error| format!("{error:#}")) });
+            }
+        }
+        self.started = Instant::now();
+        self.started_ns = monotonic_ns();
+        self.last_allocated = (self.started, 0);
+        Ok(())
+    }
+
+    /// Lets `f` say of each cache that the filter has kept out whether it should be recorded after all.
+    pub fn admit_caches(&mut self, f: impl Fn(&str) -> bool) {
+        if self.settings.filter_caches {
+            self.sites.admit(f, self.settings.min_size, self.settings.max_size);
+        }
+    }
+
+    /// Turns the kernel's run-time statistics on for a moment; see [`Tracer::end_measuring`].
+    pub fn begin_measuring(&mut self) {
+        self.meter.begin();
+    }
+
+    /// Turns them off again.
+    pub fn end_measuring(&mut self) {
+        self.meter.end();
+    }
+
+    /// Looks at the tables: counts, growth, and what has to be adjusted.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub fn tick(&mut self) -> Result<Tick> {
+        self.ticks += 1;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let totals = self.sites.update(seconds);
+        self.adjust_stacks(totals.allocated);
+        if self.ticks.is_power_of_two() || Instant::now() >= self.next_scan {
+            self.scan()?;
+        }
+        self.adjust_sampling(totals.live)?;
+        Ok(Tick { sampling: 1 << self.sample_shift(), ..totals })
+    }
+
+    /// Scans the table, but not so often that it would cost more than a small share of a core.
+    fn scan(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let born_before = monotonic_ns().saturating_sub(self.settings.min_age.as_nanos() as u64);
+        let overflow = self.overflowed()?;
+        let counts = scan::count(&self.live, &overflow, self.sites.len(), born_before);
+        for site in self.sites.most_surviving(&counts, SUSPECTS) {
+            self.sites.flag(site, SITE_SUSPECT);
+        }
+        let took = begun.elapsed();
+        self.slowest_scan = self.slowest_scan.max(took);
+        self.next_scan = begun + took * SCAN_SHARE;
+        Ok(())
+    }
+
+    /// Objects in the overflow map; a map that is empty costs no system call.
+    fn overflowed(&self) -> Result<Vec<(u64, Payload)>> {
+        if self.control.read(0).overflow_live == 0 {
+            return Ok(Vec::new());
+        }
+        names::read_overflow(&self.ebpf).context("cannot read the overflow map")
+    }
+
+    fn sample_shift(&self) -> u32 {
+        self.control.read(0).sample_shift as u32
+    }
+
+    /// Chooses how thinly stacks are sampled from how many there would be and what each cost.
+    fn adjust_stacks(&mut self, allocated: u64) {
+        let (then, before) = self.last_allocated;
+        let elapsed = then.elapsed().as_secs_f64();
+        if elapsed < 0.05 || self.settings.stack_share >= 1.0 {
+            return;
+        }
+        let per_second = allocated.saturating_sub(before) as f64 / elapsed;
+        self.last_allocated = (Instant::now(), allocated);
+        let (captured, ns) = (0..self.cpus.len())
+            .map(|cpu| self.cpus.read(cpu))
+            .fold((0, 0), |(captured, ns), cpu| (captured + cpu.stacks, ns + cpu.stacks_ns));
+        let each = if captured == 0 { STACK_NS } else { ns as f64 / captured as f64 };
+        let budget = self.settings.stack_share * 1e9 * f64::from(self.sizes.cpus);
+        let bits = (per_second * each / budget.max(1.0)).log2().ceil().clamp(0.0, 16.0) as u32;
+        // Bits beside those that choose the bucket and those that choose the sample.
+        let mask = ((1_u64 << bits) - 1) << 44;
+        // SAFETY: the control block is mapped; programs only read this word.
+        unsafe { (&raw mut (*self.control.at(0)).stack_mask).write_volatile(mask) };
+    }
+
+    /// Tracks a smaller sample when the tables are about to overflow or do.
+    fn adjust_sampling(&mut self, live: u64) -> Result<()> {
+        let shift = self.sample_shift();
+        let tracked = live >> shift;
+        let lost = self.sites.overflowed();
+        let crowded = u64::from(self.sizes.overflow) / 2 < self.control.read(0).overflow_live;
+        let overflowing = lost > self.last_overflow || crowded;
+        self.last_overflow = lost;
+        let mut halvings = 0;
+        while halvings + shift < leaktrace_common::MAX_SAMPLE_SHIFT && tracked >> halvings > self.sizes.max_objects {
+            halvings += 1;
+        }
+        if overflowing {
+            // How many there would have been is not known: leave room.
+            halvings = halvings.max(1);
+        }
+        if halvings == 0 || shift + halvings > leaktrace_common::MAX_SAMPLE_SHIFT {
+            return Ok(());
+        }
+        self.shrink_sample(shift, halvings)
+    }
+
+    fn shrink_sample(&mut self, shift: u32, halvings: u32) -> Result<()> {
+        let shift = shift + halvings;
+        // SAFETY: the control block is mapped; programs only read this word.
+        unsafe { (&raw mut (*self.control.at(0)).sample_shift).write_volatile(u64::from(shift)) };
+        load::wait_for_programs();
+        let mut kept = scan::purge(&self.live, self.sites.len(), shift);
+        names::purge_overflow(&mut self.ebpf, &self.control, shift, &mut kept).context("cannot purge the overflow map")?;
+        self.sites.begin_epoch(&kept, halvings);
+        self.last_overflow = self.sites.overflowed();
+        Ok(())
+    }
+
+    /// Takes the programs out of the kernel and the last look at their tables.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub fn finish(mut self) -> Result<Snapshot> {
+        self.meter.end();
+        let mut costs = Vec::new();
+        for hook in self.attached.iter().filter(|state| state.error.is_none()) {
+            let (cost, misses) = cost::read(&self.ebpf, &hook.hook)?;
+            costs.push((hook.hook.name, cost, misses));
+        }
+        let duration = self.started.elapsed();
+        load::detach(&mut self.ebpf, &self.hooks)?;
+        snapshot::take(&mut self, duration, costs)
+    }
+
+    /// Bytes of kernel memory that the tables take.
+    pub fn table_bytes(&self) -> u64 {
+        self.sizes.bytes()
+    }
+
+    /// The hooks as they were attached.
+    pub fn hooks(&self) -> &[HookState] {
+        &self.attached
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid pointer to a timespec; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

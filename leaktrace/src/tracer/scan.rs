@@ -1,0 +1,158 @@
+//! Reading the live table: a million objects in milliseconds.
+
+use leaktrace_common::{BUCKET_SLOTS, Bucket, KEY_BUSY, KEY_EMPTY, Payload, decode_address};
+use leaktrace_ebpf::{atomic, live};
+use rustc_hash::FxHashMap;
+
+use super::mapped::MappedArray;
+
+/// Objects listed for each site, the oldest ones.
+pub const OBJECTS_PER_SITE: usize = 8;
+
+/// What the table holds of one site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SiteLive {
+    /// Objects.
+    pub objects: u64,
+    /// Those older than the minimum age.
+    pub survivors: u64,
+    /// When the oldest was allocated; 0 without objects.
+    pub oldest_ns: u64,
+}
+
+/// One outstanding object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveObject {
+    /// Its address.
+    pub address: u64,
+    /// Requested bytes, 0 when only the cache knows.
+    pub size: u32,
+    /// When it was allocated.
+    pub time_ns: u64,
+}
+
+/// Who allocated what is live.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// Objects by (site, stack, process).
+    pub groups: FxHashMap<(u32, u32, u32), u64>,
+    /// The oldest objects of each site.
+    pub oldest: FxHashMap<u32, Vec<LiveObject>>,
+}
+
+/// Counts the live objects of each site.
+pub fn count(table: &MappedArray<Bucket>, overflow: &[(u64, Payload)], sites: usize, born_before_ns: u64) -> Vec<SiteLive> {
+    let mut counts = vec![SiteLive::default(); sites];
+    visit(table, overflow, |_, payload| add(&mut counts, &payload, born_before_ns));
+    counts
+}
+
+/// Counts the live objects of each site and notes who allocated them.
+pub fn detail(
+    table: &MappedArray<Bucket>,
+    overflow: &[(u64, Payload)],
+    sites: usize,
+    born_before_ns: u64,
+) -> (Vec<SiteLive>, Details) {
+    let mut counts = vec![SiteLive::default(); sites];
+    let mut details = Details::default();
+    // Neighbours in the table are no neighbours in time, but a leaking site has most of the
+    // table: the last group is often the next one's too.
+    let mut last = ((0, 0, 0), 0_u64);
+    // The newest of the oldest objects that a site's list holds, once the list is full.
+    let mut thresholds = vec![u64::MAX; sites];
+    visit(table, overflow, |key, payload| {
+        add(&mut counts, &payload, born_before_ns);
+        let group = (payload.site, payload.stack, payload.tgid);
+        if group == last.0 {
+            last.1 += 1;
+        } else {
+            if last.1 > 0 {
+                *details.groups.entry(last.0).or_default() += last.1;
+            }
+            last = (group, 1);
+        }
+        if let Some(threshold) = thresholds.get_mut(payload.site as usize) {
+            if payload.time_ns < *threshold {
+                let object = LiveObject { address: decode_address(key), size: payload.size, time_ns: payload.time_ns };
+                *threshold = keep_oldest(details.oldest.entry(payload.site).or_default(), object);
+            }
+        }
+    });
+    if last.1 > 0 {
+        *details.groups.entry(last.0).or_default() += last.1;
+    }
+    (counts, details)
+}
+
+/// Adds an object to a list of the oldest; returns the time from which no more is wanted.
+fn keep_oldest(list: &mut Vec<LiveObject>, object: LiveObject) -> u64 {
+    let at = list.partition_point(|other| other.time_ns <= object.time_ns);
+    list.insert(at, object);
+    list.truncate(OBJECTS_PER_SITE);
+    if list.len() == OBJECTS_PER_SITE { list[OBJECTS_PER_SITE - 1].time_ns } else { u64::MAX }
+}
+
+fn add(counts: &mut [SiteLive], payload: &Payload, born_before_ns: u64) {
+    let Some(count) = counts.get_mut(payload.site as usize) else { return };
+    count.objects += 1;
+    count.survivors += u64::from(payload.time_ns <= born_before_ns);
+    if count.oldest_ns == 0 || payload.time_ns < count.oldest_ns {
+        count.oldest_ns = payload.time_ns;
+    }
+}
+
+/// Calls `with` for each object once: the table's, and those of the overflow map that it does not have.
+fn visit(table: &MappedArray<Bucket>, overflow: &[(u64, Payload)], mut with: impl FnMut(u64, Payload)) {
+    for index in 0..table.len() {
+        let bucket = table.at(index);
+        for slot in 0..BUCKET_SLOTS {
+            // SAFETY: the bucket is mapped, and programs follow the same rules.
+            if let Some((key, payload)) = unsafe { live::read(bucket, slot) } {
+                with(key, payload);
+            }
+        }
+    }
+    for &(key, payload) in overflow {
+        if !contains(table, key) {
+            with(key, payload);
+        }
+    }
+}
+
+fn contains(table: &MappedArray<Bucket>, key: u64) -> bool {
+    let hash = leaktrace_common::address_hash(decode_address(key));
+    let bucket = table.at((hash >> leaktrace_common::BUCKET_SHIFT) as usize & (table.len() - 1));
+    // SAFETY: as in `visit`.
+    (0..BUCKET_SLOTS).any(|slot| unsafe { live::read(bucket, slot) }.is_some_and(|(found, _)| found == key))
+}
+
+/// Takes the objects out of the table that are no longer in the sample, and counts by site what stays.
+///
+/// No program may be running that still uses the larger sample.
+pub fn purge(table: &MappedArray<Bucket>, sites: usize, sample_shift: u32) -> Vec<u64> {
+    let mut kept = vec![0; sites];
+    for index in 0..table.len() {
+        let bucket = table.at(index);
+        for slot in 0..BUCKET_SLOTS {
+            // SAFETY: as in `visit`. Nothing else touches a key outside the sample, by the promise
+            // above; the exchange guards against a slot that has changed hands since it was read.
+            unsafe {
+                let word = bucket.cast::<u64>().add(slot);
+                let key = atomic::load(word);
+                if key == KEY_EMPTY || key == KEY_BUSY {
+                    continue;
+                }
+                let hash = leaktrace_common::address_hash(decode_address(key));
+                if !leaktrace_common::is_sampled(hash, sample_shift) {
+                    atomic::replace(word, key, KEY_EMPTY);
+                } else if let Some((_, payload)) = live::read(bucket, slot) {
+                    if let Some(kept) = kept.get_mut(payload.site as usize) {
+                        *kept += 1;
+                    }
+                }
+            }
+        }
+    }
+    kept
+}

@@ -1,0 +1,200 @@
+//! The sites and their counters, as user space sees them.
+
+use leaktrace_common::{
+    Counters, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED, SITE_READY, SITE_SUSPECT, Site,
+};
+use rustc_hash::FxHashMap;
+
+use super::{
+    Tick,
+    mapped::MappedArray,
+    names,
+    sampling::{Epoch, Raw},
+    scan::SiteLive,
+    series::Series,
+};
+
+/// A site's counters over all shards.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum {
+    /// Allocations.
+    pub allocated: u64,
+    /// Allocations whose address is not in the sample.
+    pub unsampled: u64,
+    /// Frees found late, when the address was allocated again.
+    pub implicit_frees: u64,
+    /// Allocations that found no place.
+    pub overflowed: u64,
+    /// Frees by lifetime.
+    pub lifetimes: [u64; LIFETIME_CLASSES],
+}
+
+impl Sum {
+    /// Frees that were seen.
+    pub fn freed(&self) -> u64 {
+        self.lifetimes.iter().sum()
+    }
+
+    /// What the scaling of samples needs.
+    pub fn raw(&self) -> Raw {
+        Raw {
+            allocated: self.allocated,
+            untracked: self.unsampled + self.overflowed,
+            freed: self.freed() + self.implicit_frees,
+        }
+    }
+}
+
+/// What is kept of a site from tick to tick.
+#[derive(Default)]
+struct Memory {
+    epoch: Epoch,
+    series: Series,
+    /// Frees of unknown objects, scaled, up to the present epoch, and the raw count then.
+    unknown: (f64, u64),
+}
+
+/// The site table, its counters, and what is remembered of each site.
+pub struct SiteTable {
+    sites: MappedArray<Site>,
+    counters: MappedArray<Counters>,
+    shards: usize,
+    memory: FxHashMap<usize, Memory>,
+    /// One address in `2^shift` is tracked.
+    shift: u32,
+}
+
+impl SiteTable {
+    pub(super) fn new(sites: MappedArray<Site>, counters: MappedArray<Counters>, shards: usize) -> Self {
+        Self { sites, counters, shards, memory: FxHashMap::default(), shift: 0 }
+    }
+
+    /// Number of slots.
+    pub fn len(&self) -> usize {
+        self.sites.len()
+    }
+
+    /// The sites in use; the first slot, for what did not fit, is one when it counted anything.
+    pub fn used(&self) -> impl Iterator<Item = (usize, Site)> + '_ {
+        (0..self.sites.len()).filter_map(|index| {
+            // SAFETY: the index is in range; the flags are one aligned word.
+            let flags = unsafe { (&raw const (*self.sites.at(index)).flags).read_volatile() };
+            (index == 0 || flags & SITE_READY != 0).then(|| (index, self.sites.read(index)))
+        })
+    }
+
+    /// Adds up a site's counters.
+    pub fn sum(&self, site: usize) -> Sum {
+        let mut sum = Sum::default();
+        for shard in 0..self.shards {
+            let cell = self.counters.read(shard * self.sites.len() + site);
+            sum.allocated += cell.allocated;
+            sum.unsampled += cell.unsampled;
+            sum.implicit_frees += cell.implicit_frees;
+            sum.overflowed += cell.overflowed;
+            for (total, count) in sum.lifetimes.iter_mut().zip(cell.lifetimes) {
+                *total += count;
+            }
+        }
+        sum
+    }
+
+    /// Notes where every site stands at a tick.
+    pub fn update(&mut self, seconds: f64) -> Tick {
+        let mut tick = Tick::default();
+        let used: Vec<_> = self.used().map(|(index, site)| (index, site.family)).collect();
+        for (index, family) in used {
+            let sum = self.sum(index);
+            let freed = sum.freed();
+            tick.freed += freed;
+            if family == FAMILY_UNKNOWN_FREE {
+                continue;
+            }
+            let memory = self.memory.entry(index).or_default();
+            let raw = sum.raw();
+            let live = memory.epoch.tracked(&raw) - memory.epoch.freed(&raw);
+            let estimate = memory.epoch.estimate(&raw, live.max(0.0) as u64);
+            memory.series.push(seconds, estimate as f64);
+            tick.allocated += sum.allocated;
+            tick.live += estimate;
+        }
+        tick
+    }
+
+    /// Allocations that found no place so far.
+    pub fn overflowed(&self) -> u64 {
+        self.used().map(|(index, _)| self.sum(index).overflowed).sum()
+    }
+
+    /// Begins counting on a sample that is `halvings` halvings smaller and of which `kept` objects are left.
+    pub fn begin_epoch(&mut self, kept: &[u64], halvings: u32) {
+        let used: Vec<_> = self.used().map(|(index, site)| (index, site.family)).collect();
+        for (index, family) in used {
+            let sum = self.sum(index);
+            let before = self.shift;
+            let memory = self.memory.entry(index).or_default();
+            if family == FAMILY_UNKNOWN_FREE {
+                memory.unknown = (scaled(memory.unknown, sum.freed(), before), sum.freed());
+            } else {
+                memory.epoch = memory.epoch.shrink(&sum.raw(), kept[index], halvings);
+            }
+        }
+        self.shift += halvings;
+    }
+
+    /// Frees of objects that were not tracked, scaled to all addresses.
+    pub fn unknown_frees(&self, site: usize, sum: &Sum) -> u64 {
+        let before = self.memory.get(&site).map_or((0.0, 0), |memory| memory.unknown);
+        scaled(before, sum.freed(), self.shift).round() as u64
+    }
+
+    /// Scales what is live of the sample.
+    pub fn estimate(&self, site: usize, sum: &Sum, tracked_live: u64) -> u64 {
+        self.memory.get(&site).map_or_else(Epoch::default, |memory| memory.epoch).estimate(&sum.raw(), tracked_live)
+    }
+
+    /// How a site's live objects changed.
+    pub fn series(&mut self, site: usize) -> Series {
+        self.memory.get_mut(&site).map(|memory| std::mem::take(&mut memory.series)).unwrap_or_default()
+    }
+
+    /// The sites with the most surviving bytes.
+    pub fn most_surviving(&self, counts: &[SiteLive], limit: usize) -> Vec<usize> {
+        let mut sites: Vec<_> = self
+            .used()
+            .filter(|&(index, _)| counts[index].survivors > 0)
+            .map(|(index, site)| (counts[index].survivors * u64::from(site.object_size), index))
+            .collect();
+        sites.sort_unstable_by(|a, b| b.cmp(a));
+        sites.into_iter().take(limit).map(|(_, index)| index).collect()
+    }
+
+    /// Sets flags of a site; programs write them only while the site is made.
+    pub fn flag(&self, site: usize, set: u32) {
+        let flags = self.sites.read(site).flags;
+        if flags & SITE_READY != 0 && flags & set != set {
+            self.write_flags(site, flags | set);
+        }
+    }
+
+    fn write_flags(&self, site: usize, flags: u32) {
+        // SAFETY: `at` checks the index; programs only read the word of a site that is ready.
+        unsafe { (&raw mut (*self.sites.at(site)).flags).write_volatile(flags) };
+    }
+
+    /// Records from now on the sites that were ignored but whose cache `admits` and whose size fits.
+    pub fn admit(&self, admits: impl Fn(&str) -> bool, min_size: u32, max_size: u32) {
+        for (index, site) in self.used() {
+            if site.flags & SITE_IGNORED != 0
+                && (min_size..=max_size).contains(&site.object_size)
+                && admits(&names::cache_name(&site, true))
+            {
+                self.write_flags(index, site.flags & !SITE_IGNORED & !SITE_SUSPECT);
+            }
+        }
+    }
+}
+
+fn scaled((before, at): (f64, u64), now: u64, shift: u32) -> f64 {
+    before + now.saturating_sub(at) as f64 * f64::from(1_u32 << shift)
+}

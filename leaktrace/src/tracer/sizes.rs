@@ -1,0 +1,149 @@
+//! How large the tables are: decided once, at load, from the machine and the user's word.
+
+use anyhow::{Result, bail};
+use leaktrace_common::{BUCKET_SLOTS, Bucket, Counters, CpuState, Payload, Site, StackRecord};
+
+use crate::{kernel::machine::Machine, units};
+
+/// Sizes of the tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Outstanding objects that are tracked before sampling begins.
+    pub max_objects: u64,
+    /// Buckets of the live table; a power of two.
+    pub buckets: u32,
+    /// Entries of the overflow map.
+    pub overflow: u32,
+    /// Allocation sites; a power of two.
+    pub sites: u32,
+    /// Distinct stacks; a power of two.
+    pub stacks: u32,
+    /// Copies of each site's counters; a power of two.
+    pub shards: u32,
+    /// CPUs that the machine may have.
+    pub cpus: u32,
+}
+
+/// The live table takes this share of memory unless the user says otherwise...
+const MEMORY_SHARE: u64 = 256;
+/// ...but at least and at most this much.
+const LIVE_BYTES: std::ops::RangeInclusive<u64> = 2 << 20..=64 << 20;
+/// All the tables together may take this share of the memory that is available.
+const AVAILABLE_SHARE: u64 = 2;
+/// What the counters, which are kept for each CPU, may take at most.
+const COUNTER_BYTES: u64 = 128 << 20;
+/// The table is sized for half its slots: fuller buckets overflow more often.
+const SLOTS_PER_OBJECT: u64 = 2;
+/// What one entry of the overflow hash map takes: bucket, element header, key and payload.
+const OVERFLOW_ENTRY_BYTES: u64 = 96;
+/// What one entry of the task names takes, and how many there are.
+const TASK_BYTES: u64 = 8_192 * 88;
+/// The buffers in which each CPU captures stacks.
+const SCRATCH_BYTES: u64 = 4 * 512;
+
+impl Sizes {
+    /// Chooses sizes for a machine.
+    ///
+    /// # Errors
+    /// When what the user asks for would take more than half of the available memory.
+    pub fn choose(machine: &Machine, max_objects: Option<u32>) -> Result<Self> {
+        let slots = match max_objects {
+            Some(objects) => u64::from(objects) * SLOTS_PER_OBJECT,
+            None => {
+                let share = (machine.memory / MEMORY_SHARE).clamp(*LIVE_BYTES.start(), *LIVE_BYTES.end());
+                let bytes = share.min(machine.available / 16).max(1 << 18);
+                // Rounded down to a power of two; what the user asks for is rounded up.
+                1 << (bytes / size_of::<Bucket>() as u64 * BUCKET_SLOTS as u64).ilog2()
+            }
+        };
+        let buckets = slots.div_ceil(BUCKET_SLOTS as u64).next_power_of_two() as u32;
+        // A machine of less than 1 GiB has few drivers, and nothing to give away.
+        let small = machine.memory < 1 << 30;
+        let sites: u32 = if small { 4_096 } else { 16_384 };
+        let cell_bytes = u64::from(sites) * size_of::<Counters>() as u64;
+        let most_shards = (COUNTER_BYTES / cell_bytes).max(1);
+        let shards = u64::from(machine.possible_cpus).next_power_of_two().min(most_shards) as u32;
+        let sizes = Self {
+            max_objects: max_objects.map_or(slots / SLOTS_PER_OBJECT, u64::from),
+            buckets,
+            overflow: (u64::from(buckets) * BUCKET_SLOTS as u64 / 32).clamp(256, 65_536) as u32,
+            sites,
+            stacks: if small { 4_096 } else { 16_384 },
+            shards,
+            cpus: machine.possible_cpus,
+        };
+        if sizes.bytes() > machine.available / AVAILABLE_SHARE {
+            bail!(
+                "the tables for {} objects would take {}, more than half of the {} that are available: \
+                 give a smaller --max-objects",
+                units::count(sizes.max_objects),
+                units::bytes(sizes.bytes() as f64),
+                units::bytes(machine.available as f64)
+            );
+        }
+        Ok(sizes)
+    }
+
+    /// Bytes of kernel memory that all the tables take.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.buckets) * size_of::<Bucket>() as u64
+            + u64::from(self.overflow) * OVERFLOW_ENTRY_BYTES.max(size_of::<Payload>() as u64)
+            + u64::from(self.sites) * size_of::<Site>() as u64
+            + u64::from(self.stacks) * size_of::<StackRecord>() as u64
+            + TASK_BYTES
+            + self.per_cpu_bytes()
+    }
+
+    /// The part of them that grows with the number of CPUs.
+    pub fn per_cpu_bytes(&self) -> u64 {
+        u64::from(self.shards) * u64::from(self.sites) * size_of::<Counters>() as u64
+            + u64::from(self.cpus) * (size_of::<CpuState>() as u64 + SCRATCH_BYTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(cpus: u32, gib: f64) -> Machine {
+        let memory = (gib * (1_u64 << 30) as f64) as u64;
+        Machine {
+            release: "6.18".into(),
+            architecture: "x86_64".into(),
+            possible_cpus: cpus,
+            online_cpus: cpus,
+            memory,
+            available: memory / 2,
+        }
+    }
+
+    #[test]
+    fn per_cpu_parts_are_bounded() {
+        // 256 CPUs: 32 shards of 16,384 sites x 256 bytes are 128 MiB, and 256 x 2,112 bytes half a MiB.
+        let sizes = Sizes::choose(&machine(256, 512.0), None).unwrap();
+        assert_eq!(sizes.shards, 32);
+        assert_eq!(sizes.per_cpu_bytes(), (128 << 20) + 256 * 2_112);
+        for cpus in [1, 2, 7, 64, 255, 256, 1_024, 8_192] {
+            let sizes = Sizes::choose(&machine(cpus, 512.0), None).unwrap();
+            assert!(sizes.per_cpu_bytes() <= 256 << 20, "{cpus} CPUs: {}", sizes.per_cpu_bytes());
+            assert!(sizes.shards.is_power_of_two());
+        }
+    }
+
+    #[test]
+    fn tables_follow_the_memory() {
+        assert_eq!(Sizes::choose(&machine(2, 64.0), None).unwrap().max_objects, 1 << 20);
+        assert_eq!(Sizes::choose(&machine(2, 4.0), None).unwrap().max_objects, 1 << 18);
+        let small = Sizes::choose(&machine(1, 0.25), None).unwrap();
+        assert!(small.bytes() < 16 << 20, "{}", small.bytes());
+        assert_eq!(small.max_objects, 1 << 15);
+    }
+
+    #[test]
+    fn the_users_word_counts_while_it_fits() {
+        let sizes = Sizes::choose(&machine(2, 24.0), Some(1_000)).unwrap();
+        assert_eq!((sizes.max_objects, sizes.buckets), (1_000, 256));
+        let error = Sizes::choose(&machine(2, 24.0), Some(2_000_000_000)).unwrap_err().to_string();
+        assert!(error.contains("--max-objects") && error.contains("2,000,000,000"), "{error}");
+    }
+}

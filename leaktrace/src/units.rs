@@ -1,0 +1,164 @@
+//! Durations and sizes as people write and read them.
+
+use std::time::Duration;
+
+/// Parses `60`, `1.5`, `90s`, `5m`, `2h`, `1d` or `250ms`.
+///
+/// # Errors
+/// Says what was expected, for anything else and for more than a year.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return Err("expected a duration like 60, 90s, 5m or 1h".into()),
+    };
+    let number: f64 = digits.parse().map_err(|_| "expected a duration like 60, 90s, 5m or 1h".to_owned())?;
+    let seconds = number * unit;
+    if !(0.0..=366.0 * 86_400.0).contains(&seconds) {
+        return Err("must be between 0 and one year".into());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// A duration of at least 100 ms: the time it takes to see anything.
+///
+/// # Errors
+/// As [`parse_duration`], and for shorter ones.
+pub fn parse_window(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if duration < Duration::from_millis(100) { Err("must be 100ms or longer".into()) } else { Ok(duration) }
+}
+
+/// Parses a number of bytes: `512`, `4k`, `1M`, `1GiB` (powers of 1,024).
+///
+/// # Errors
+/// Says what was expected, for anything else and for more than 4 GiB.
+pub fn parse_size(text: &str) -> Result<u32, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return Err("expected a size like 512, 4k or 1M".into()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a size like 512, 4k or 1M".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .and_then(|bytes| u32::try_from(bytes).ok())
+        .ok_or_else(|| "must be below 4 GiB".to_owned())
+}
+
+/// Parses a percentage: `1`, `0.5` or `1%`.
+///
+/// # Errors
+/// For anything that is no number from 0 to 100.
+pub fn parse_percent(text: &str) -> Result<f64, String> {
+    let number: f64 =
+        text.trim_end_matches('%').parse().map_err(|_| "expected a percentage like 1 or 0.5".to_owned())?;
+    if (0.0..=100.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 100".into()) }
+}
+
+/// `1234567` as `1,234,567`.
+pub fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A signed number with thousands separated and its sign always shown.
+pub fn change(value: i64) -> String {
+    let sign = if value < 0 { '-' } else { '+' };
+    format!("{sign}{}", count(value.unsigned_abs()))
+}
+
+/// Bytes in the largest unit that leaves a number of one or more: `1.2 MiB`.
+pub fn bytes(value: f64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = value.abs();
+    let mut unit = 0;
+    while scaled >= 1_023.95 && unit + 1 < UNITS.len() {
+        scaled /= 1_024.0;
+        unit += 1;
+    }
+    let sign = if value < 0.0 { "-" } else { "" };
+    if unit == 0 || scaled >= 99.95 {
+        format!("{sign}{scaled:.0} {}", UNITS[unit])
+    } else {
+        format!("{sign}{scaled:.1} {}", UNITS[unit])
+    }
+}
+
+/// Seconds as people say them: `850 ms`, `42 s`, `3 min`, `2 h 5 min`, `4 d 3 h`.
+pub fn seconds(value: f64) -> String {
+    let whole = value.round() as u64;
+    if value < 1e-3 {
+        format!("{:.0} us", value * 1e6)
+    } else if value < 1.0 {
+        format!("{:.0} ms", value * 1e3)
+    } else if value < 10.0 {
+        format!("{value:.1} s")
+    } else if whole < 120 {
+        format!("{whole} s")
+    } else if whole < 7_200 {
+        format!("{} min", whole / 60)
+    } else if whole < 172_800 {
+        format!("{} h {} min", whole / 3_600, whole % 3_600 / 60)
+    } else {
+        format!("{} d {} h", whole / 86_400, whole % 86_400 / 3_600)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("1.5h"), Ok(Duration::from_secs(5_400)));
+        for bad in ["", "s", "-1", "1x", "nan", "inf", "1e300d", "5 m", "400d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert!(parse_window("0").is_err() && parse_window("99ms").is_err() && parse_window("100ms").is_ok());
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert_eq!(parse_size("4k"), Ok(4_096));
+        assert_eq!(parse_size("1MiB"), Ok(1 << 20));
+        for bad in ["", "k", "-1", "4G", "1.5k", "4x", "99999999999999999999"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_percent("1%"), Ok(1.0));
+        assert!(parse_percent("101").is_err() && parse_percent("x").is_err() && parse_percent("nan").is_err());
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!((count(0), count(999), count(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
+        assert_eq!((change(-1_000), change(5)), ("-1,000".into(), "+5".into()));
+        assert_eq!(bytes(0.0), "0 B");
+        assert_eq!(bytes(1_023.99), "1.0 KiB");
+        assert_eq!(bytes(1_258_291.0), "1.2 MiB");
+        assert_eq!(bytes(-2_048.0), "-2.0 KiB");
+        assert_eq!(seconds(0.0038), "4 ms");
+        assert_eq!(seconds(0.000_02), "20 us");
+        assert_eq!(seconds(59.6), "60 s");
+        assert_eq!(seconds(356_400.0), "4 d 3 h");
+    }
+}
