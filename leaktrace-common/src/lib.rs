@@ -135,12 +135,10 @@ pub struct Site {
     pub gfp: u32,
     /// One of the `FAMILY_*` values.
     pub family: u32,
-    /// `kmem_cache.flags` (`SLAB_*`), 0 when not known.
-    pub cache_flags: u32,
-    /// Not used; keeps the name aligned.
-    pub reserved: u32,
     /// NUL-terminated name of the cache; empty when not known.
     pub cache_name: [u8; CACHE_NAME_LEN],
+    /// Not used; fills the second cache line.
+    pub reserved: u64,
 }
 
 /// Slots probed for a site before it is counted in [`SITE_OTHER`].
@@ -298,8 +296,6 @@ pub struct Config {
     pub cache_name: u32,
     /// Offset of `kmem_cache.size`.
     pub cache_size: u32,
-    /// Offset of `kmem_cache.flags`.
-    pub cache_flags: u32,
     /// Offset of `slab_cache` in `struct slab` (5.17 and later) or `struct page`.
     pub slab_cache: u32,
     /// Offset of `page.compound_head`.
@@ -314,6 +310,8 @@ pub struct Config {
     pub stack_depth: u32,
     /// Allocations larger than this come straight from the page allocator.
     pub max_cache_size: u32,
+    /// 1 where stores may overtake stores (arm64): publish with a full barrier.
+    pub weakly_ordered: u32,
     /// Address of the variable `vmemmap_base`, or 0: take `vmemmap`.
     pub vmemmap_symbol: u64,
     /// Address of the first `struct page`.
@@ -323,7 +321,7 @@ pub struct Config {
     /// Address of the direct map of physical memory.
     pub page_offset: u64,
     /// Share of a CPU for stack captures, in parts per 2^20.
-    pub stack_share: u64,
+    pub stack_share: u32,
     /// Mask of the bucket index.
     pub bucket_mask: u32,
     /// Mask of the site index.
@@ -336,8 +334,6 @@ pub struct Config {
     pub site_bits: u32,
     /// 1 when several CPUs share a shard, and counters must be added to atomically.
     pub shards_shared: u32,
-    /// 1 where stores may overtake stores (arm64): publish with a full barrier.
-    pub weakly_ordered: u32,
     /// 1 when only caches in the `CACHES` map are recorded.
     pub filter_caches: u32,
     /// Smallest object size recorded.
@@ -353,8 +349,8 @@ const _: () = {
     assert!(size_of::<Counters>() == 256);
     assert!(size_of::<StackRecord>() == 512);
     assert!(size_of::<CpuState>() == 64);
-    // 26 words and 5 double words: no padding, which would be uninitialised bytes for bpf().
-    assert!(size_of::<Config>() == 26 * 4 + 5 * 8);
+    // 26 words and 4 double words: no padding, which would be uninitialised bytes for bpf().
+    assert!(size_of::<Config>() == 26 * 4 + 4 * 8);
 };
 
 #[cfg(test)]

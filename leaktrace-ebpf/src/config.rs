@@ -13,7 +13,6 @@ pub(crate) static CONFIG: Config = Config {
     cache_free_cache: 0,
     cache_name: 0,
     cache_size: 0,
-    cache_flags: 0,
     slab_cache: 0,
     page_compound_head: 0,
     page_size_of: 0,

@@ -67,7 +67,6 @@ pub(crate) fn verify(control: *mut Control, object: u64, cache: u64) {
 pub(crate) struct Cache {
     pub(crate) name: u64,
     pub(crate) size: u32,
-    pub(crate) flags: u32,
 }
 
 /// Reads a cache's description; `None` where that is no memory.
@@ -76,6 +75,5 @@ pub(crate) fn describe(cache: u64) -> Option<Cache> {
     Some(Cache {
         name: read(cache + u64::from(config!(cache_name)))?,
         size: read(cache + u64::from(config!(cache_size)))?,
-        flags: read(cache + u64::from(config!(cache_flags)))?,
     })
 }

@@ -81,7 +81,6 @@ unsafe fn fill(control: *mut Control, site: *mut Site, origin: &Origin) -> u32 {
             // A kmalloc cache's objects are as large as the event said, or that is not the cache.
             Some(found) if family != FAMILY_KMALLOC || found.size == bytes => {
                 (*site).cache = encode_address(cache);
-                (*site).cache_flags = found.flags;
                 bytes = found.size;
                 let named =
                     bpf_probe_read_kernel_str_bytes(found.name as *const u8, &mut (*site).cache_name).is_ok();

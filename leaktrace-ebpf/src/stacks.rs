@@ -23,7 +23,7 @@ const BURST_NS: i64 = 20_000_000;
 const FIRST_STACKS: u64 = 16;
 
 /// `stack_share` of a whole CPU: the budget never runs out.
-const WHOLE_CPU: u64 = 1 << 20;
+const WHOLE_CPU: u32 = 1 << 20;
 
 /// The stack id of an allocation, 0 when it gets none.
 #[inline(always)]
@@ -73,7 +73,7 @@ unsafe fn refill(cpu: *mut CpuState, now: u64) {
             elapsed = 1 << 33;
         }
         (*cpu).refilled_ns = now;
-        let mut tokens = (*cpu).tokens_ns + ((elapsed * config!(stack_share)) >> 20) as i64;
+        let mut tokens = (*cpu).tokens_ns + ((elapsed * u64::from(config!(stack_share))) >> 20) as i64;
         if tokens > BURST_NS {
             tokens = BURST_NS;
         }

@@ -1,1 +1,6 @@
-//! x
+//! Judgement: pure functions from what was seen to what it means.
+
+pub mod crosscheck;
+pub mod growth;
+pub mod lifetime;
+pub mod verdict;

@@ -1,2 +1,26 @@
-//! x
-pub fn run(_c: crate::cli::Cli)->anyhow::Result<std::process::ExitCode>{Ok(std::process::ExitCode::SUCCESS)}
+//! The commands: each puts together kernel, tracer, analysis and report.
+
+mod assemble;
+mod check;
+mod output;
+mod probe;
+mod progress;
+mod selftest;
+mod trace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::{Cli, Command};
+
+/// Runs what the command line asks for.
+///
+/// # Errors
+/// The one line that tells the user what is wrong and what to do.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Some(Command::Check(args)) => check::run(&args),
+        None => trace::run(&cli.trace).map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -25,7 +25,6 @@ const MAX_NESTING: u32 = 16;
 
 #[derive(Clone, Copy)]
 struct Type {
-    name: u32,
     kind: u32,
     /// Number of members or parameters.
     count: usize,
@@ -76,7 +75,7 @@ impl Btf {
         };
         let mut btf = Self {
             // Type 0 is void.
-            types: vec![Type { name: 0, kind: 0, count: 0, bitfields: false, size_or_type: 0, tail: 0 }],
+            types: vec![Type { kind: 0, count: 0, bitfields: false, size_or_type: 0, tail: 0 }],
             section: slice(type_off, type_len)?,
             strings: slice(str_off, str_len)?,
             structs: HashMap::new(),
@@ -96,7 +95,6 @@ impl Btf {
             let info = header.get_u32_ne();
             let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
             let entry = Type {
-                name,
                 kind,
                 count,
                 bitfields: info >> 31 != 0,

@@ -51,7 +51,6 @@ impl Layout {
         }
         config.cache_name = member(btf, "kmem_cache", "name")?;
         config.cache_size = member(btf, "kmem_cache", "size")?;
-        config.cache_flags = member(btf, "kmem_cache", "flags")?;
         config.gfp_class = gfp_class(btf);
         config.weakly_ordered = u32::from(!cfg!(target_arch = "x86_64"));
         let no_page_lookup = resolve_pages(&mut config, btf, symbols).err().map(|error| error.to_string());

@@ -4,5 +4,6 @@ pub mod btf;
 pub mod dwarf;
 pub mod layout;
 pub mod machine;
+pub mod places;
 pub mod privilege;
 pub mod symbols;

@@ -80,6 +80,8 @@ pub struct CacheTraits {
     pub cpu_partial: u64,
     /// Objects in one per-CPU sheaf (6.18 and later), free but counted as active.
     pub sheaf_capacity: u64,
+    /// Whether its objects are of the kind that the kernel frees when memory is short.
+    pub reclaimable: bool,
     /// Other names of the same cache: caches alike are merged, and slabinfo has only the first.
     pub aliases: Vec<String>,
 }
@@ -106,6 +108,7 @@ pub fn read_traits<'a>(root: &Path, caches: impl Iterator<Item = &'a str>) -> Ha
             let traits = CacheTraits {
                 cpu_partial: number("cpu_partial"),
                 sheaf_capacity: number("sheaf_capacity"),
+                reclaimable: number("reclaim_account") != 0,
                 aliases: others,
             };
             Some((cache.to_owned(), traits))

@@ -24,7 +24,7 @@ struct Global(Config);
 // SAFETY: `Config` is plain integers without padding, which its crate asserts.
 unsafe impl aya::Pod for Global {}
 
-/// Creates the maps and loads nothing yet: programs are loaded by [`attach`].
+/// Creates the maps; programs are loaded by [`load`].
 ///
 /// # Errors
 /// One line on what the kernel refused: memory, permission or the object itself.
@@ -53,7 +53,7 @@ fn complete(mut config: Config, sizes: &Sizes, settings: &Settings) -> Config {
     config.stack_index_mask = sizes.stacks - 1;
     config.shard_mask = sizes.shards - 1;
     config.shards_shared = u32::from(sizes.shards < sizes.cpus);
-    config.stack_share = (settings.stack_share * f64::from(1 << 20)) as u64;
+    config.stack_share = (settings.stack_share * f64::from(1 << 20)) as u32;
     config.stack_depth = if config.stack_share == 0 { 0 } else { settings.stack_depth };
     config.min_size = settings.min_size;
     config.max_size = settings.max_size;
@@ -77,16 +77,26 @@ pub fn allow_caches(ebpf: &mut Ebpf, caches: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Loads one program and attaches it.
+/// Loads one program.
+///
+/// # Errors
+/// Names the hook and what the kernel said.
+pub fn load(ebpf: &mut Ebpf, hook: &Hook) -> Result<()> {
+    program(ebpf, hook)?.load().map_err(|error| explain_program(error, hook, "load"))
+}
+
+/// Attaches one program, which is loaded.
 ///
 /// # Errors
 /// Names the hook and what the kernel said.
 pub fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<()> {
-    let program = ebpf.program_mut(hook.name).ok_or_else(|| anyhow!("the BPF object has no program {}", hook.name))?;
-    let program: &mut RawTracePoint = program.try_into()?;
-    program.load().map_err(|error| explain_program(error, hook, "load"))?;
-    program.attach(hook.name).map_err(|error| explain_program(error, hook, "attach"))?;
+    program(ebpf, hook)?.attach(hook.name).map_err(|error| explain_program(error, hook, "attach"))?;
     Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, hook: &Hook) -> Result<&'a mut RawTracePoint> {
+    let program = ebpf.program_mut(hook.name).ok_or_else(|| anyhow!("the BPF object has no program {}", hook.name))?;
+    Ok(program.try_into()?)
 }
 
 /// The fdinfo of a program: `recursion_misses` is nowhere else.
@@ -155,13 +165,10 @@ fn explain_program(error: ProgramError, hook: &Hook, verb: &str) -> anyhow::Erro
 ///
 /// # Errors
 /// When a program was not loaded.
-pub fn detach(ebpf: &mut Ebpf, hooks: &[Hook]) -> Result<()> {
+pub fn detach<'a>(ebpf: &mut Ebpf, hooks: impl DoubleEndedIterator<Item = &'a Hook>) -> Result<()> {
     // Allocations first, so that every object that was recorded can still be seen freed.
-    for hook in hooks.iter().rev() {
-        if let Some(program) = ebpf.program_mut(hook.name) {
-            let program: &mut RawTracePoint = program.try_into()?;
-            program.unload()?;
-        }
+    for hook in hooks.rev() {
+        program(ebpf, hook)?.unload()?;
     }
     wait_for_programs();
     Ok(())

@@ -18,15 +18,6 @@ pub struct MappedArray<T> {
 unsafe impl<T> Send for MappedArray<T> {}
 
 impl<T: Copy> MappedArray<T> {
-    /// Maps the array called `name`, of `len` values.
-    ///
-    /// # Errors
-    /// When there is no such map or the kernel refuses to map it.
-    pub fn new(ebpf: &Ebpf, name: &str, len: u32) -> Result<Self> {
-        let array = Self::map(ebpf, name, len)?;
-        Ok(array)
-    }
-
     /// Reads one value; fields that programs are changing may be from different moments.
     pub fn read(&self, index: usize) -> T {
         // SAFETY: `at` checks the index, and every bit pattern is a value of these plain structs.
@@ -35,10 +26,10 @@ impl<T: Copy> MappedArray<T> {
 }
 
 impl<T> MappedArray<T> {
-    /// Maps an array whose values are only ever accessed by pointer.
+    /// Maps the array called `name`, of `len` values.
     ///
     /// # Errors
-    /// As [`MappedArray::new`].
+    /// When there is no such map or the kernel refuses to map it.
     pub fn map(ebpf: &Ebpf, name: &str, len: u32) -> Result<Self> {
         let Some(Map::Array(map)) = ebpf.map(name) else {
             anyhow::bail!("the BPF object has no array {name}");
@@ -64,10 +55,5 @@ impl<T> MappedArray<T> {
     /// Number of values.
     pub fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }

@@ -25,7 +25,7 @@ pub use self::{
     series::Series,
     snapshot::{HookState, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
 };
-use self::{cost::CostMeter, hooks::Hook, mapped::MappedArray, sites::SiteTable, sizes::Sizes};
+use self::{cost::CostMeter, mapped::MappedArray, sites::SiteTable, sizes::Sizes};
 use crate::kernel::layout::Layout;
 
 /// What the user wants of a trace.
@@ -62,6 +62,17 @@ pub struct Tick {
     pub sampling: u64,
 }
 
+/// What one process holds of one site.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessSite {
+    /// Index of the site.
+    pub site: usize,
+    /// `kmalloc`, `kmalloc-large` or `kmem_cache`.
+    pub family: &'static str,
+    /// Live objects.
+    pub objects: u64,
+}
+
 /// Part of a core that scanning the table may take.
 const SCAN_SHARE: u32 = 400;
 
@@ -74,7 +85,6 @@ const STACK_NS: f64 = 2_500.0;
 /// Programs on their hooks, and the tables they fill.
 pub struct Tracer {
     ebpf: Ebpf,
-    hooks: Vec<Hook>,
     attached: Vec<HookState>,
     settings: Settings,
     sizes: Sizes,
@@ -85,7 +95,6 @@ pub struct Tracer {
     sites: SiteTable,
     meter: CostMeter,
     started: Instant,
-    started_ns: u64,
     next_scan: Instant,
     ticks: u64,
     slowest_scan: Duration,
@@ -94,12 +103,22 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Makes the tables.
+    /// Makes the tables and loads the programs: all of them before the first is attached, because
+    /// the kernel allocates and frees thousands of objects for each, which are nobody's leak.
     ///
     /// # Errors
     /// One line on what the kernel refused.
     pub fn new(layout: &Layout, sizes: Sizes, settings: Settings) -> Result<Self> {
-        let ebpf = load::create(layout.config, &sizes, &settings)?;
+        let mut ebpf = load::create(layout.config, &sizes, &settings)?;
+        let hooks = hooks::for_kernel(layout);
+        let mut attached = Vec::new();
+        for hook in &hooks {
+            let error = match load::load(&mut ebpf, hook) {
+                Err(error) if !hook.required => Some(format!("{error:#}")),
+                result => result.map(|()| None)?,
+            };
+            attached.push(HookState { hook: *hook, error });
+        }
         let now = Instant::now();
         Ok(Self {
             live: MappedArray::map(&ebpf, "LIVE", sizes.buckets)?,
@@ -112,13 +131,11 @@ impl Tracer {
                 sizes.shards as usize,
             ),
             ebpf,
-            hooks: hooks::for_kernel(layout),
-            attached: Vec::new(),
+            attached,
             settings,
             sizes,
             meter: CostMeter::default(),
             started: now,
-            started_ns: 0,
             next_scan: now,
             ticks: 0,
             slowest_scan: Duration::ZERO,
@@ -132,17 +149,13 @@ impl Tracer {
     /// # Errors
     /// Names the required hook that the kernel refused.
     pub fn attach(&mut self) -> Result<()> {
-        for hook in &self.hooks {
-            let result = load::attach(&mut self.ebpf, hook);
-            if hook.required {
-                result?;
-                self.attached.push(HookState { hook: *hook, error: None });
-            } else {
-                self.attached.push(HookState { hook: *hook, error: result.err().map(|error| format!("{error:#}")) });
+        for state in self.attached.iter_mut().filter(|state| state.error.is_none()) {
+            match load::attach(&mut self.ebpf, &state.hook) {
+                Err(error) if !state.hook.required => state.error = Some(format!("{error:#}")),
+                result => result?,
             }
         }
         self.started = Instant::now();
-        self.started_ns = monotonic_ns();
         self.last_allocated = (self.started, 0);
         Ok(())
     }
@@ -274,13 +287,45 @@ impl Tracer {
             costs.push((hook.hook.name, cost, misses));
         }
         let duration = self.started.elapsed();
-        load::detach(&mut self.ebpf, &self.hooks)?;
+        load::detach(&mut self.ebpf, self.attached.iter().filter(|state| state.error.is_none()).map(|state| &state.hook))?;
         snapshot::take(&mut self, duration, costs)
     }
 
     /// Bytes of kernel memory that the tables take.
     pub fn table_bytes(&self) -> u64 {
         self.sizes.bytes()
+    }
+
+    /// The objects that one process allocated and that live, by site.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub fn live_of_process(&self, pid: u32) -> Result<Vec<ProcessSite>> {
+        let overflow = self.overflowed()?;
+        let (_, details) = scan::detail(&self.live, &overflow, self.sites.len(), 0);
+        let mut sites: Vec<ProcessSite> = Vec::new();
+        for (&(site, _, tgid), &objects) in &details.groups {
+            let site = site as usize;
+            match sites.iter_mut().find(|known| known.site == site) {
+                _ if tgid != pid => {}
+                Some(known) => known.objects += objects,
+                None => sites.push(ProcessSite { site, family: self.sites.family(site), objects }),
+            }
+        }
+        Ok(sites)
+    }
+
+    /// Names of the processes that allocated, by process id.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub fn task_names(&self) -> Result<rustc_hash::FxHashMap<u32, String>> {
+        names::read_tasks(&self.ebpf)
+    }
+
+    /// Outstanding objects that the tables were made for.
+    pub fn max_objects(&self) -> u64 {
+        self.sizes.max_objects
     }
 
     /// The hooks as they were attached.

@@ -6,7 +6,7 @@ use aya::{
     maps::{HashMap, MapError},
 };
 use leaktrace_common::{
-    Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, Payload, SITE_CACHE_KNOWN, Site, StackRecord, decode_address,
+    Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, Payload, SITE_CACHE_KNOWN, Site, StackRecord, decode_address,
 };
 use rustc_hash::FxHashMap;
 
@@ -42,6 +42,16 @@ pub fn cache_name(site: &Site, trusted: bool) -> String {
         gfp if gfp & GFP_RECLAIMABLE != 0 => format!("kmalloc-rcl-{size}"),
         gfp if gfp & GFP_ACCOUNT != 0 => format!("kmalloc-cg-{size}"),
         _ => format!("kmalloc-{size}"),
+    }
+}
+
+/// The word for a family in the report.
+pub fn family_name(family: u32) -> &'static str {
+    match family {
+        FAMILY_KMALLOC => "kmalloc",
+        FAMILY_KMALLOC_LARGE => "kmalloc-large",
+        FAMILY_KMEM_CACHE => "kmem_cache",
+        _ => "unknown",
     }
 }
 

@@ -74,6 +74,11 @@ impl SiteTable {
         self.sites.len()
     }
 
+    /// Name of a site's family.
+    pub fn family(&self, site: usize) -> &'static str {
+        names::family_name(self.sites.read(site).family)
+    }
+
     /// The sites in use; the first slot, for what did not fit, is one when it counted anything.
     pub fn used(&self) -> impl Iterator<Item = (usize, Site)> + '_ {
         (0..self.sites.len()).filter_map(|index| {

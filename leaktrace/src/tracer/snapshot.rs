@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use leaktrace_common::{FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED};
+use leaktrace_common::{FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED};
 use rustc_hash::FxHashMap;
 
 use super::{
@@ -78,8 +78,6 @@ pub struct SiteRecord {
     pub family: &'static str,
     /// Name of the slab cache.
     pub cache: String,
-    /// `SLAB_*` flags of the cache.
-    pub cache_flags: u32,
     /// Bytes that an object takes.
     pub object_size: u32,
     /// Allocations.
@@ -179,9 +177,8 @@ pub(super) fn take(tracer: &mut Tracer, duration: Duration, costs: Vec<(&'static
         let id = index as u32;
         sites.push(SiteRecord {
             call_site: site.call_site,
-            family: family_name(site.family),
+            family: names::family_name(site.family),
             cache: if index == 0 { "(site table full)".to_owned() } else { names::cache_name(&site, trusted) },
-            cache_flags: site.cache_flags,
             object_size: site.object_size,
             allocated: sum.allocated,
             freed: if sum.raw().untracked == 0 && control.sample_shift == 0 {
@@ -260,13 +257,4 @@ fn task_name(pid: u32, tasks: &FxHashMap<u32, String>) -> String {
         std::fs::read(format!("/proc/{pid}/comm"))
             .map_or_else(|_| "(exited)".to_owned(), |name| String::from_utf8_lossy(&name).trim_end().to_owned())
     })
-}
-
-fn family_name(family: u32) -> &'static str {
-    match family {
-        FAMILY_KMALLOC => "kmalloc",
-        FAMILY_KMALLOC_LARGE => "kmalloc-large",
-        FAMILY_KMEM_CACHE => "kmem_cache",
-        _ => "unknown",
-    }
 }

@@ -1,0 +1,48 @@
+//! How long the objects that were freed had lived.
+
+use leaktrace_common::{LIFETIME_CLASSES, lifetime_class_end_us};
+
+/// The lifetime, in microseconds, that `share` (0 to 1) of the freed objects did not exceed:
+/// the upper end of its class, so at most twice too long. `None` when none was freed.
+pub fn percentile_us(lifetimes: &[u64; LIFETIME_CLASSES], share: f64) -> Option<f64> {
+    let total: u64 = lifetimes.iter().sum();
+    if total == 0 {
+        return None;
+    }
+    let wanted = (total as f64 * share).ceil().max(1.0) as u64;
+    let mut seen = 0;
+    lifetimes
+        .iter()
+        .position(|count| {
+            seen += count;
+            seen >= wanted
+        })
+        .map(lifetime_class_end_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leaktrace_common::lifetime_class;
+    use proptest::prelude::*;
+
+    #[test]
+    fn nothing_freed_has_no_lifetime() {
+        assert_eq!(percentile_us(&[0; LIFETIME_CLASSES], 0.5), None);
+    }
+
+    proptest! {
+        #[test]
+        fn within_a_factor_of_two(ages_us in proptest::collection::vec(2_u64..1_000_000, 1..100), share in 0.01..1.0_f64) {
+            let mut lifetimes = [0; LIFETIME_CLASSES];
+            for &us in &ages_us {
+                lifetimes[lifetime_class(us * 1_000)] += 1;
+            }
+            let mut sorted = ages_us;
+            sorted.sort_unstable();
+            let exact = sorted[((sorted.len() as f64 * share).ceil() as usize).max(1) - 1] as f64;
+            let found = percentile_us(&lifetimes, share).unwrap();
+            prop_assert!(found >= exact && found <= exact * 2.1, "{} for {}", found, exact);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Where the report goes: to standard output, or to a file that is complete or not there.
+
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tempfile::NamedTempFile;
+
+/// The place for a report, found writable before anything is traced.
+pub(super) enum Output {
+    Stdout,
+    File { path: PathBuf, temporary: NamedTempFile },
+}
+
+impl Output {
+    /// Finds out that the report can be written.
+    ///
+    /// # Errors
+    /// When the path is a directory or its directory cannot be written to.
+    pub(super) fn open(path: Option<&Path>) -> Result<Self> {
+        let Some(path) = path else { return Ok(Self::Stdout) };
+        if path.is_dir() {
+            bail!("cannot write {}: it is a directory", path.display());
+        }
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let temporary = tempfile::Builder::new()
+            .prefix(".leaktrace-")
+            .tempfile_in(directory)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self::File { path: path.to_owned(), temporary })
+    }
+
+    /// Whether the report will be read on a terminal.
+    pub(super) fn is_terminal(&self) -> bool {
+        matches!(self, Self::Stdout) && io::IsTerminal::is_terminal(&io::stdout())
+    }
+
+    /// Writes the report.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn write(self, text: &str) -> Result<()> {
+        match self {
+            Self::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(text.as_bytes()).context("cannot write the report")?;
+                stdout.flush().context("cannot write the report")
+            }
+            Self::File { path, mut temporary } => {
+                use std::os::unix::fs::PermissionsExt as _;
+                let mut write = || -> io::Result<()> {
+                    temporary.write_all(text.as_bytes())?;
+                    // The report has kernel addresses: for the owner and the group, not for everyone.
+                    temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o640))?;
+                    temporary.as_file().sync_all()
+                };
+                write().with_context(|| format!("cannot write {}", path.display()))?;
+                temporary.persist(&path).map_err(|error| error.error).with_context(|| format!("cannot write {}", path.display()))?;
+                Ok(())
+            }
+        }
+    }
+}

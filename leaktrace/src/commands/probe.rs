@@ -1,0 +1,44 @@
+//! What has to hold before tracing, in the order in which it is cheapest to tell.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::kernel::{
+    btf::Btf,
+    layout::Layout,
+    machine::{self, Machine},
+    privilege,
+    symbols::Symbols,
+};
+
+/// Where the kernel keeps its BTF.
+const BTF_PATH: &str = "sys/kernel/btf/vmlinux";
+
+/// The running kernel, found fit for tracing.
+pub(super) struct Kernel {
+    pub(super) machine: Machine,
+    pub(super) symbols: Symbols,
+    pub(super) layout: Layout,
+}
+
+/// Checks release, privilege, lockdown and BTF.
+///
+/// # Errors
+/// What is missing, and what to do about it.
+pub(super) fn probe(root: &Path) -> Result<Kernel> {
+    let machine = Machine::current()?;
+    machine.check_release()?;
+    privilege::check()?;
+    if machine::lockdown(root).as_deref() == Some("confidentiality") {
+        bail!("the kernel is locked down (confidentiality): it lets no BPF program read kernel memory");
+    }
+    let path = root.join(BTF_PATH);
+    if !path.exists() {
+        bail!("this kernel has no BTF ({} is missing): it needs CONFIG_DEBUG_INFO_BTF=y", path.display());
+    }
+    let btf = Btf::read(&path)?;
+    let symbols = Symbols::read(root).unwrap_or_else(|_| Symbols::empty());
+    let layout = Layout::resolve(&btf, &symbols).context("this kernel cannot be traced")?;
+    Ok(Kernel { machine, symbols, layout })
+}

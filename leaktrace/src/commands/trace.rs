@@ -1,0 +1,241 @@
+//! `leaktrace`: trace, and report.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use procfs::{Current as _, Meminfo};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant as Deadline, sleep_until},
+};
+
+use super::{assemble, output::Output, probe, progress::Progress};
+use crate::{
+    cli::{Format, TraceArgs},
+    kernel::{dwarf::DebugInfo, machine::Machine, places::Places},
+    proc::slab::{self, CacheTraits, SlabCache},
+    report::{escape, text},
+    tracer::{Settings, Snapshot, Tracer, sizes::Sizes},
+    units,
+};
+
+/// Frames that the tracing itself and the allocator put on a stack before the call site's.
+const OWN_FRAMES: u32 = 6;
+/// Part of each interval in which the kernel measures the programs, which slows them a little.
+const MEASURED_PART: u32 = 20;
+
+/// What was read around the trace.
+pub(super) struct Surroundings {
+    pub(super) started: String,
+    pub(super) machine: Machine,
+    pub(super) slabinfo: Option<(BTreeMap<String, SlabCache>, BTreeMap<String, SlabCache>)>,
+    pub(super) traits: HashMap<String, CacheTraits>,
+    pub(super) memory: (Meminfo, Meminfo),
+    pub(super) places: Places,
+    pub(super) no_page_lookup: Option<String>,
+    pub(super) slabinfo_error: Option<String>,
+}
+
+/// Traces and reports.
+///
+/// # Errors
+/// When tracing cannot work here, or the report cannot be written.
+pub(super) fn run(args: &TraceArgs) -> Result<()> {
+    let root = Path::new("/");
+    let filter = Filter::new(&args.cache)?;
+    let output = Output::open(args.output.as_deref())?;
+    let kernel = probe::probe(root)?;
+    let debug = DebugInfo::open(&args.vmlinux, &kernel.symbols, root)?;
+    let places = Places::new(kernel.symbols, debug, root);
+    let note = |text: &str| {
+        if !args.quiet {
+            eprintln!("note: {}", escape(text));
+        }
+    };
+    if let Some(text) = places.note() {
+        note(text);
+    }
+    let slabinfo = slab::read_slabinfo(root);
+    let slabinfo_error = slabinfo.as_ref().err().map(|error| format!("{error:#}"));
+    if let Some(error) = &slabinfo_error {
+        note(&format!("{error}: what is traced cannot be compared with it"));
+    }
+    let before = slabinfo.ok();
+    let traits = slab::read_traits(root, before.iter().flatten().map(|(name, _)| name.as_str()));
+    let settings = settings(args, &filter, before.as_ref(), &traits);
+    if settings.filter_caches && settings.caches.is_empty() {
+        note("no slab cache has such a name now: one is recorded as soon as it appears");
+    }
+    let sizes = Sizes::choose(&kernel.machine, args.max_objects)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let _guard = runtime.enter();
+    // Before anything is attached, so that no signal finds the default action.
+    let mut stop = Stop::new().context("cannot catch signals")?;
+    let mut tracer = Tracer::new(&kernel.layout, sizes, settings)?;
+    let memory_before = Meminfo::current().context("cannot read /proc/meminfo")?;
+    let started = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+    // Once more, because the tables and programs themselves took slab memory.
+    let before = before.and_then(|_| slab::read_slabinfo(root).ok());
+    tracer.attach()?;
+    if !args.quiet {
+        eprintln!("{}", banner(&kernel.machine, &tracer));
+    }
+    let snapshot = runtime.block_on(watch(tracer, args, &filter, &mut stop))?;
+    let slabinfo = before.and_then(|before| Some((before, slab::read_slabinfo(root).ok()?)));
+    let memory_after = Meminfo::current().context("cannot read /proc/meminfo")?;
+    let mut surroundings = Surroundings {
+        started,
+        machine: kernel.machine,
+        slabinfo,
+        traits,
+        memory: (memory_before, memory_after),
+        places,
+        no_page_lookup: kernel.layout.no_page_lookup,
+        slabinfo_error,
+    };
+    surroundings.places.refresh(root);
+    let report = assemble::report(snapshot, &surroundings, args);
+    let text = match args.format {
+        Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
+        Format::Text => text::render(
+            &report,
+            &text::Style { colour: output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()), verbose: args.verbose, top: args.top as usize },
+        ),
+    };
+    output.write(&text)
+}
+
+fn banner(machine: &Machine, tracer: &Tracer) -> String {
+    let (attached, failed): (Vec<_>, Vec<_>) = tracer.hooks().iter().partition(|state| state.error.is_none());
+    let missing = if failed.is_empty() { String::new() } else { format!(" ({} refused)", failed.len()) };
+    format!(
+        "Tracing slab memory on {} ({}, {} CPUs): {} hooks{missing}; tables for {} objects take {} of kernel memory. Ctrl-C ends early.",
+        escape(&machine.release),
+        machine.architecture,
+        machine.online_cpus,
+        attached.len(),
+        units::count(tracer.max_objects()),
+        units::bytes(tracer.table_bytes() as f64),
+    )
+}
+
+fn settings(
+    args: &TraceArgs,
+    filter: &Filter,
+    slabinfo: Option<&BTreeMap<String, SlabCache>>,
+    traits: &HashMap<String, CacheTraits>,
+) -> Settings {
+    let caches = slabinfo
+        .into_iter()
+        .flat_map(BTreeMap::keys)
+        .filter(|name| filter.is_on() && filter.matches(name, traits.get(*name)))
+        .cloned()
+        .collect();
+    Settings {
+        stack_share: args.overhead / 100.0,
+        stack_depth: if args.stack_depth == 0 { 0 } else { args.stack_depth + OWN_FRAMES },
+        min_size: args.min_size,
+        max_size: args.max_size.unwrap_or(u32::MAX),
+        filter_caches: filter.is_on(),
+        caches,
+        min_age: args.survivor_age(),
+        verbose: args.verbose,
+    }
+}
+
+/// Ticks until the time is up or a signal comes, and then takes the snapshot.
+async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &mut Stop) -> Result<Snapshot> {
+    let begun = Instant::now();
+    let end = Deadline::from_std(begun + args.duration);
+    let mut progress = Progress::new(args.duration, args.quiet);
+    let mut next = Deadline::from_std(begun);
+    loop {
+        next = (next + args.interval).max(Deadline::now());
+        tracer.begin_measuring();
+        let measured = stop.wait_until((Deadline::now() + args.interval / MEASURED_PART).min(end)).await;
+        tracer.end_measuring();
+        if measured || stop.wait_until(next.min(end)).await {
+            break;
+        }
+        progress.show(&tracer.tick()?);
+        tracer.admit_caches(|name| filter.matches(name, None));
+        if Deadline::now() >= end {
+            break;
+        }
+    }
+    progress.finish();
+    tracer.finish()
+}
+
+/// The signals that end a run early.
+struct Stop {
+    signals: Vec<Signal>,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        let mut signals = vec![signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+        // nohup has it ignored, and means it.
+        if !hangup_is_ignored() {
+            signals.push(signal(SignalKind::hangup())?);
+        }
+        Ok(Self { signals })
+    }
+
+    /// Waits; true when a signal came first.
+    async fn wait_until(&mut self, deadline: Deadline) -> bool {
+        let any = std::future::poll_fn(|context| {
+            if self.signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        });
+        tokio::select! {
+            () = any => true,
+            () = sleep_until(deadline) => false,
+        }
+    }
+}
+
+fn hangup_is_ignored() -> bool {
+    // SAFETY: an all-zero sigaction is valid to be overwritten, and a null new action changes nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// The `--cache` options.
+struct Filter {
+    globs: Option<GlobSet>,
+}
+
+impl Filter {
+    fn new(patterns: &[String]) -> Result<Self> {
+        if patterns.is_empty() {
+            return Ok(Self { globs: None });
+        }
+        let mut set = GlobSetBuilder::new();
+        for pattern in patterns {
+            set.add(Glob::new(pattern).with_context(|| format!("cannot understand --cache {pattern}"))?);
+        }
+        Ok(Self { globs: Some(set.build()?) })
+    }
+
+    fn is_on(&self) -> bool {
+        self.globs.is_some()
+    }
+
+    /// Whether a cache has such a name, or one that was merged with it has.
+    fn matches(&self, name: &str, traits: Option<&CacheTraits>) -> bool {
+        let Some(globs) = &self.globs else { return true };
+        globs.is_match(name) || traits.is_some_and(|traits| traits.aliases.iter().any(|alias| globs.is_match(alias)))
+    }
+}

@@ -1,0 +1,75 @@
+//! From addresses to places in the code: symbols, and source lines where there is DWARF.
+
+use std::path::Path;
+
+use super::{dwarf::DebugInfo, symbols::Symbols};
+use crate::report::model::Frame;
+
+/// Everything that can say where an address lies.
+pub struct Places {
+    before: Symbols,
+    /// Read again at the end when modules came or went.
+    after: Option<Symbols>,
+    debug: DebugInfo,
+    root_modules: String,
+}
+
+impl Places {
+    /// What is known at the start of a run.
+    pub fn new(symbols: Symbols, debug: DebugInfo, root: &Path) -> Self {
+        Self { before: symbols, after: None, debug, root_modules: modules(root) }
+    }
+
+    /// Reads the symbols again if other modules are loaded than at the start.
+    pub fn refresh(&mut self, root: &Path) {
+        if modules(root) != self.root_modules {
+            self.after = Symbols::read(root).ok();
+        }
+    }
+
+    /// Why there are no symbols.
+    pub fn note(&self) -> Option<&str> {
+        self.before.note()
+    }
+
+    /// The frames of a return address: one, and before it the functions inlined into it.
+    pub fn frames(&self, address: u64) -> Vec<Frame> {
+        // A module that was unloaded is only in the first reading, one that was loaded in the second.
+        let location = self
+            .after
+            .as_ref()
+            .and_then(|symbols| symbols.locate_return(address))
+            .or_else(|| self.before.locate_return(address));
+        let whole = Frame {
+            address,
+            symbol: location.map(|location| location.symbol.to_owned()),
+            offset: location.map_or(0, |location| location.offset),
+            module: location.and_then(|location| location.module).map(ToOwned::to_owned),
+            ..Frame::default()
+        };
+        let lines = self.debug.lines(address.wrapping_sub(1));
+        let Some((outer, inlined)) = lines.split_last() else { return vec![whole] };
+        let mut frames: Vec<Frame> = inlined
+            .iter()
+            .map(|line| Frame {
+                symbol: line.function.clone(),
+                file: line.file.clone(),
+                line: line.line,
+                inlined: true,
+                offset: 0,
+                ..whole.clone()
+            })
+            .collect();
+        frames.push(Frame { file: outer.file.clone(), line: outer.line, ..whole });
+        frames
+    }
+}
+
+/// Names and addresses of the loaded modules, without their use counts, which change all the time.
+fn modules(root: &Path) -> String {
+    std::fs::read_to_string(root.join("proc/modules"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| Some(format!("{} {}\n", line.split(' ').next()?, line.split(' ').nth(5)?)))
+        .collect()
+}
