@@ -8,3 +8,4 @@
 pub mod atomic;
 pub mod live;
 pub mod probe;
+pub mod table;

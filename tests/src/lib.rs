@@ -1,0 +1,144 @@
+//! What the tests of the whole tool share: running it, and kernel objects whose number is known.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead as _, BufReader, Read as _},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde_json::Value;
+
+/// Tests that trace take turns: each counts what the kernel does.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits for a turn.
+pub fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The binary under test: what `cargo xtask test` built, or the development build.
+pub fn leaktrace() -> PathBuf {
+    std::env::var_os("LEAKTRACE_BIN").map_or_else(
+        || {
+            // target/<profile>/deps/<test> -> target/<profile>/leaktrace
+            let test = std::env::current_exe().expect("there is one");
+            test.ancestors().nth(2).expect("it lies in target").join("leaktrace")
+        },
+        PathBuf::from,
+    )
+}
+
+/// Runs leaktrace to its end.
+pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    Command::new(leaktrace()).args(args).stdin(Stdio::null()).output().expect("leaktrace can be run")
+}
+
+/// A trace that is going on.
+pub struct Trace {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Trace {
+    /// Starts a trace with a JSON report, and waits until all hooks are attached.
+    pub fn start(args: &[&str]) -> Self {
+        let mut command = Command::new(leaktrace());
+        command.args(["--format", "json"]).args(args);
+        Self::spawn(&mut command)
+    }
+
+    /// Starts a command that ends in leaktrace, and waits for its banner.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("leaktrace can be run");
+        let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let mut line = String::new();
+        while !line.starts_with("Tracing ") {
+            line.clear();
+            assert!(stderr.read_line(&mut line).expect("readable") > 0, "leaktrace ended before tracing");
+        }
+        Self { child, stderr }
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: kill takes integers only; the process is our child and not waited for.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
+    /// Waits for the end; returns standard output and the exit status.
+    pub fn wait(mut self) -> (String, ExitStatus) {
+        let mut out = String::new();
+        self.child.stdout.take().expect("it is piped").read_to_string(&mut out).expect("readable");
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).expect("readable");
+        let status = self.child.wait().expect("it can be waited for");
+        if !status.success() {
+            eprintln!("leaktrace's standard error: {rest}");
+        }
+        (out, status)
+    }
+
+    /// Waits for the report.
+    pub fn report(self) -> Value {
+        let (out, status) = self.wait();
+        assert!(status.success(), "{status}");
+        serde_json::from_str(&out).expect("the report is JSON")
+    }
+
+    /// Ends the trace early, and waits for the report.
+    pub fn stop(self) -> Value {
+        self.signal(libc::SIGTERM);
+        self.report()
+    }
+}
+
+/// Allows this process as many open files as `count` pipes take.
+pub fn allow_pipes(count: u64) {
+    let limit = libc::rlimit { rlim_cur: count * 2 + 256, rlim_max: count * 2 + 256 };
+    // SAFETY: a valid pointer.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0, "cannot raise the file limit");
+}
+
+/// Pipes: each takes a `pipe_inode_info` and an array of buffers in `alloc_pipe_info`.
+pub fn pipes(count: u64) -> Vec<(OwnedFd, OwnedFd)> {
+    (0..count)
+        .map(|_| {
+            let (reader, writer) = std::io::pipe().expect("a pipe can be made");
+            (reader.into(), writer.into())
+        })
+        .collect()
+}
+
+/// The findings whose call site lies in a function.
+pub fn findings<'a>(report: &'a Value, symbol: &str) -> Vec<&'a Value> {
+    report["findings"]
+        .as_array()
+        .expect("findings")
+        .iter()
+        .filter(|finding| finding["call_site"]["symbol"] == symbol)
+        .collect()
+}
+
+/// A number in a report.
+pub fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// Whether this process may trace; without that, the tests of the tool fail and say so.
+pub fn require_root() {
+    // SAFETY: geteuid cannot fail.
+    assert_eq!(unsafe { libc::geteuid() }, 0, "these tests trace the kernel: run them by `cargo xtask test`");
+}

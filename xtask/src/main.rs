@@ -1,1 +1,71 @@
-fn main(){}
+//! `cargo xtask`: set-up, building, running, testing, measuring and packaging leaktrace.
+
+mod dist;
+mod run;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Sets up, builds, runs, tests, measures and packages leaktrace.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    /// Never download or install anything.
+    #[arg(long, global = true)]
+    offline: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find what building eBPF takes, or install it.
+    Setup,
+    /// Build leaktrace, optimised.
+    Build,
+    /// Set up, build and run leaktrace, by sudo unless root.
+    Run {
+        /// Arguments of leaktrace, after `--`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Check formatting and lints, and run all tests: the eBPF programs on this machine's kernel.
+    Test,
+    /// Measure what tracing costs, beside an empty program and a peer.
+    Bench {
+        /// Arguments of the benchmark, after `--` (try `-- --help`).
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Make a static, stripped binary with the eBPF programs in it, in target/dist.
+    Dist,
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<ExitCode> {
+    setup::setup(cli.offline)?;
+    match cli.command {
+        Command::Setup => {}
+        Command::Build => {
+            run::build(cli.offline)?;
+        }
+        Command::Run { args } => return run::leaktrace(cli.offline, &args),
+        Command::Test => test::test(cli.offline)?,
+        Command::Bench { args } => return run::bench(cli.offline, &args),
+        Command::Dist => dist::dist(cli.offline)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -17,7 +17,7 @@ use leaktrace_common::{
 };
 use leaktrace_ebpf::{
     atomic,
-    live::{self, Inserted},
+    table::{self, Overflow},
 };
 
 use crate::{
@@ -108,19 +108,12 @@ fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u3
         };
         let payload = Payload { time_ns: now, site, stack, tgid, size };
         let key = encode_address(origin.object);
-        if (&raw const (*control).overflow_live).read_volatile() != 0 {
-            replace_overflowed(control, key, cpu);
+        let stored = table::put(bucket(hash)?, &mut OverflowMap(control), key, &payload, config!(weakly_ordered) != 0);
+        if let Some(old) = stored.replaced {
+            implicit_free(old, cpu);
         }
-        match live::insert(bucket(hash)?, key, &payload, config!(weakly_ordered) != 0) {
-            Inserted::New => {}
-            Inserted::Replaced(old) => implicit_free(old, cpu),
-            Inserted::Full => {
-                if OVERFLOW.insert(&key, &payload, 0).is_ok() {
-                    atomic::add(&raw mut (*control).overflow_live, 1);
-                } else {
-                    atomic::add(&raw mut (*cell).overflowed, 1);
-                }
-            }
+        if !stored.tracked {
+            atomic::add(&raw mut (*cell).overflowed, 1);
         }
     }
     None
@@ -135,25 +128,37 @@ fn implicit_free(site: u32, cpu: u32) {
     }
 }
 
-/// The same for an object in the overflow map.
-#[inline(always)]
-unsafe fn replace_overflowed(control: *mut Control, key: u64, cpu: u32) {
-    if let Some((_, site)) = take_overflowed(control, key) {
-        implicit_free(site, cpu);
-    }
-}
+/// The hash map behind the buckets; the control block counts what it holds.
+struct OverflowMap(*mut Control);
 
-/// Takes an object out of the overflow map.
-#[inline(always)]
-fn take_overflowed(control: *mut Control, key: u64) -> Option<(u64, u32)> {
-    // SAFETY: the entry is this address's, whose events are ordered: nobody else removes it.
-    unsafe {
-        let found = OVERFLOW.get_ptr(&key)?;
-        let (time_ns, site) = ((*found).time_ns, (*found).site);
-        if OVERFLOW.remove(&key).is_ok() {
-            atomic::add(&raw mut (*control).overflow_live, u64::MAX);
+impl Overflow for OverflowMap {
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        // SAFETY: the control block is a map value.
+        unsafe { (&raw const (*self.0).overflow_live).read_volatile() == 0 }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, key: u64, payload: &Payload) -> bool {
+        let room = OVERFLOW.insert(&key, payload, 0).is_ok();
+        if room {
+            // SAFETY: the control block is a map value.
+            unsafe { atomic::add(&raw mut (*self.0).overflow_live, 1) };
         }
-        Some((time_ns, site))
+        room
+    }
+
+    #[inline(always)]
+    fn take(&mut self, key: u64) -> Option<(u64, u32)> {
+        // SAFETY: the entry is this address's, whose events are ordered: nobody else removes it.
+        unsafe {
+            let found = OVERFLOW.get_ptr(&key)?;
+            let (time_ns, site) = ((*found).time_ns, (*found).site);
+            if OVERFLOW.remove(&key).is_ok() {
+                atomic::add(&raw mut (*self.0).overflow_live, u64::MAX);
+            }
+            Some((time_ns, site))
+        }
     }
 }
 
@@ -171,12 +176,7 @@ fn freed(object: u64, cache: u64) -> Option<()> {
             return None;
         }
         let key = encode_address(object);
-        match live::remove(bucket(hash)?, key, config!(weakly_ordered) != 0) {
-            None if (&raw const (*control).overflow_live).read_volatile() != 0 => {
-                take_overflowed(control, key)
-            }
-            found => found,
-        }
+        table::take(bucket(hash)?, &mut OverflowMap(control), key, config!(weakly_ordered) != 0)
     };
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };

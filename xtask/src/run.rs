@@ -1,0 +1,135 @@
+//! Running commands, and leaktrace and its benchmark as root.
+
+use std::{
+    env,
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The workspace's directory.
+pub(crate) fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// cargo, as it was called, in the workspace.
+pub(crate) fn cargo(offline: bool) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    if offline {
+        command.arg("--offline");
+    }
+    command
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be run or fails.
+pub(crate) fn check(command: &mut Command) -> Result<()> {
+    let name = describe(command);
+    let status = command.status().with_context(|| format!("cannot run {name}"))?;
+    if !status.success() {
+        bail!("{name} failed ({status})");
+    }
+    Ok(())
+}
+
+/// Standard output of a command that succeeds.
+pub(crate) fn output(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
+}
+
+fn describe(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args().take(4))
+        .map(OsStr::to_string_lossy)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Whether this is root.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: geteuid cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// A command that runs as root: by sudo, unless we are.
+///
+/// # Errors
+/// When we are not root and there is no sudo.
+pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
+    if is_root() {
+        return Ok(Command::new(program));
+    }
+    if find("sudo").is_none() {
+        bail!("{} has to run as root, and there is no sudo", program.as_ref().to_string_lossy());
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    Ok(command)
+}
+
+/// A program in PATH.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
+}
+
+/// Builds leaktrace optimised; returns the binary.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn build(offline: bool) -> Result<PathBuf> {
+    check(cargo(offline).args(["build", "--quiet", "--release", "--package", "leaktrace"]))?;
+    Ok(target().join("release/leaktrace"))
+}
+
+/// Runs leaktrace as root with its own exit status.
+///
+/// # Errors
+/// When it cannot be built or run.
+pub(crate) fn leaktrace(offline: bool, args: &[String]) -> Result<ExitCode> {
+    let binary = build(offline)?;
+    exit_status(as_root(&binary)?.args(args))
+}
+
+/// Runs the benchmark as root.
+///
+/// # Errors
+/// When it cannot be built or run.
+pub(crate) fn bench(offline: bool, args: &[String]) -> Result<ExitCode> {
+    let leaktrace = build(offline)?;
+    check(cargo(offline).args(["build", "--quiet", "--release", "--package", "leaktrace-tests", "--bin", "bench"]))?;
+    exit_status(as_root(target().join("release/bench"))?.arg("--leaktrace").arg(leaktrace).args(args))
+}
+
+/// Runs a command, and passes its exit status on.
+fn exit_status(command: &mut Command) -> Result<ExitCode> {
+    // Ctrl-C is for the child, which then reports; we only wait for it.
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+    let name = describe(command);
+    let status = reset_interrupt(command).status().with_context(|| format!("cannot run {name}"))?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// An ignored signal is inherited: the child gets the default back.
+fn reset_interrupt(command: &mut Command) -> &mut Command {
+    use std::os::unix::process::CommandExt as _;
+    // SAFETY: signal is async-signal-safe, which is what the time between fork and exec allows.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        })
+    }
+}
