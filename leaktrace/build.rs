@@ -2,7 +2,7 @@
 //!
 //! cargo has no way yet to build a dependency for another target, so this runs it a second time.
 //! The toolchain is what `cargo xtask setup` found and noted in the user's cache directory, or
-//! what LEAKTRACE_BPF_CARGO, LEAKTRACE_BPF_RUSTC and LEAKTRACE_BPF_LINKER say, or rustup's nightly.
+//! what `LEAKTRACE_BPF_CARGO`, `LEAKTRACE_BPF_RUSTC` and `LEAKTRACE_BPF_LINKER` say, or rustup's nightly.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-/// Separates flags in CARGO_ENCODED_RUSTFLAGS.
+/// Separates flags in `CARGO_ENCODED_RUSTFLAGS`.
 const SEPARATOR: &str = "\x1f";
 
 fn main() {
@@ -37,9 +37,11 @@ fn toolchain() -> HashMap<String, String> {
             }
         }
     }
-    for (variable, name) in
-        [("LEAKTRACE_BPF_CARGO", "cargo"), ("LEAKTRACE_BPF_RUSTC", "rustc"), ("LEAKTRACE_BPF_LINKER", "linker")]
-    {
+    for (variable, name) in [
+        ("LEAKTRACE_BPF_CARGO", "cargo"),
+        ("LEAKTRACE_BPF_RUSTC", "rustc"),
+        ("LEAKTRACE_BPF_LINKER", "linker"),
+    ] {
         println!("cargo::rerun-if-env-changed={variable}");
         if let Ok(value) = env::var(variable) {
             values.insert(name.to_owned(), value);
@@ -69,7 +71,7 @@ fn build(workspace: &Path, out: &Path, toolchain: &HashMap<String, String>) -> P
         command
     };
     command
-        .args(["build", "--package", "leaktrace-ebpf", "--bin", "leaktrace", "--release"])
+        .args(["build", "--package", "leaktrace-ebpf", "--bin", "leaktrace-programs", "--release"])
         .args(["-Z", "build-std=core", "--target", triple, "--target-dir"])
         .arg(&target)
         .current_dir(workspace);
@@ -77,7 +79,9 @@ fn build(workspace: &Path, out: &Path, toolchain: &HashMap<String, String>) -> P
         command.args(["--features", "log"]);
     }
     // What cargo told this script about the host build would mislead the second one.
-    for variable in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO"] {
+    for variable in
+        ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO"]
+    {
         command.env_remove(variable);
     }
     if let Some(rustc) = toolchain.get("rustc") {
@@ -99,9 +103,9 @@ fn build(workspace: &Path, out: &Path, toolchain: &HashMap<String, String>) -> P
     command.env("RUSTC_BOOTSTRAP", "1");
     let output = command.output();
     match output {
-        Ok(output) if output.status.success() => target.join(triple).join("release/leaktrace"),
+        Ok(output) if output.status.success() => target.join(triple).join("release/leaktrace-programs"),
         Ok(output) => fail(&String::from_utf8_lossy(&output.stderr)),
-        Err(error) => fail(&format!("cannot run {:?}: {error}", command.get_program())),
+        Err(error) => fail(&format!("cannot run {}: {error}", command.get_program().display())),
     }
 }
 
@@ -110,6 +114,8 @@ fn fail(reason: &str) -> ! {
     for line in reason.lines() {
         println!("cargo::error={line}");
     }
-    println!("cargo::error=the eBPF programs could not be built: run `cargo xtask setup`, which finds or installs what that takes");
+    println!(
+        "cargo::error=the eBPF programs could not be built: run `cargo xtask setup`, which finds or installs what that takes"
+    );
     std::process::exit(1)
 }

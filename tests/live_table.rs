@@ -8,7 +8,9 @@ use std::{
     },
 };
 
-use leaktrace_common::{BUCKET_SHIFT, BUCKET_SLOTS, Bucket, Payload, address_hash, decode_address, encode_address};
+use leaktrace_common::{
+    BUCKET_SHIFT, BUCKET_SLOTS, Bucket, Payload, address_hash, decode_address, encode_address,
+};
 use leaktrace_ebpf::{
     live,
     table::{self, Overflow},
@@ -107,7 +109,10 @@ fn behaves_like_a_map(events: &[Event], weakly_ordered: bool) {
                 if stored.tracked {
                     model.insert(address, payload);
                 } else {
-                    assert!(in_bucket >= BUCKET_SLOTS && spill.0.len() >= OVERFLOW, "lost with room to spare");
+                    assert!(
+                        in_bucket >= BUCKET_SLOTS && spill.0.len() >= OVERFLOW,
+                        "lost with room to spare"
+                    );
                 }
             }
             Event::Free(_) => {
@@ -190,7 +195,8 @@ fn concurrent_cpus_do_not_disturb_each_other() {
                                 assert_eq!(taken, Some((old.time_ns, old.site)));
                             } else {
                                 let payload = payload(number);
-                                let stored = table::put(table.bucket(address), &mut spill, key, &payload, false);
+                                let stored =
+                                    table::put(table.bucket(address), &mut spill, key, &payload, false);
                                 assert_eq!(stored.replaced, None);
                                 if stored.tracked {
                                     mine.insert(address, payload);

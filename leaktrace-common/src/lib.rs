@@ -72,7 +72,7 @@ pub struct Payload {
     pub stack: u32,
     /// Process (thread group) that was current at the allocation.
     pub tgid: u32,
-    /// Requested bytes for kmalloc; 0 for kmem_cache, whose objects are all of one size.
+    /// Requested bytes for kmalloc; 0 for `kmem_cache`, whose objects are all of one size.
     pub size: u32,
 }
 
@@ -286,11 +286,11 @@ pub struct Config {
     pub kmalloc_bytes_alloc: u32,
     /// Index of `gfp_flags` among the arguments of kmalloc.
     pub kmalloc_gfp: u32,
-    /// Index of `s` among the arguments of kmem_cache_alloc; 0: there is none (before 6.1).
+    /// Index of `s` among the arguments of `kmem_cache_alloc`; 0: there is none (before 6.1).
     pub cache_alloc_cache: u32,
-    /// Index of `gfp_flags` among the arguments of kmem_cache_alloc.
+    /// Index of `gfp_flags` among the arguments of `kmem_cache_alloc`.
     pub cache_alloc_gfp: u32,
-    /// Index of `s` among the arguments of kmem_cache_free; 0: there is none.
+    /// Index of `s` among the arguments of `kmem_cache_free`; 0: there is none.
     pub cache_free_cache: u32,
     /// Offset of `kmem_cache.name`.
     pub cache_name: u32,

@@ -37,7 +37,7 @@ pub unsafe fn claim(word: *mut u64, key: u64) -> Slot {
     }
 }
 
-/// A 64-bit hash of two words that is never 0: the finaliser of SplitMix64 over a sum.
+/// A 64-bit hash of two words that is never 0: the finaliser of `SplitMix64` over a sum.
 #[inline(always)]
 pub const fn hash_pair(a: u64, b: u64) -> u64 {
     let mut h = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b;

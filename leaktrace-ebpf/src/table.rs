@@ -41,7 +41,9 @@ pub unsafe fn put(
     match inserted {
         Inserted::Replaced(site) => Stored { tracked: true, replaced: Some(site) },
         Inserted::New => Stored { tracked: true, replaced: missed.map(|(_, site)| site) },
-        Inserted::Full => Stored { tracked: overflow.put(key, payload), replaced: missed.map(|(_, site)| site) },
+        Inserted::Full => {
+            Stored { tracked: overflow.put(key, payload), replaced: missed.map(|(_, site)| site) }
+        }
     }
 }
 

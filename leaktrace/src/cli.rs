@@ -79,7 +79,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=2_000_000_000))]
     pub max_objects: Option<u32>,
 
-    /// A vmlinux or module (.ko, .debug) with DWARF for file:line and inlined frames; may be given several times.
+    /// A vmlinux or module (.ko, .debug) with DWARF for <file:line> and inlined frames; may be given several times.
     #[arg(long, value_name = "FILE")]
     pub vmlinux: Vec<PathBuf>,
 

@@ -68,7 +68,7 @@ pub fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -125,11 +125,11 @@ mod tests {
 
     #[test]
     fn durations() {
-        assert_eq!(parse_duration("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(parse_duration("60"), Ok(Duration::from_mins(1)));
         assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(parse_duration("5m"), Ok(Duration::from_mins(5)));
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("1.5h"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(parse_duration("1.5h"), Ok(Duration::from_mins(90)));
         for bad in ["", "s", "-1", "1x", "nan", "inf", "1e300d", "5 m", "400d"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
@@ -145,7 +145,9 @@ mod tests {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_percent("1%"), Ok(1.0));
-        assert!(parse_percent("101").is_err() && parse_percent("x").is_err() && parse_percent("nan").is_err());
+        assert!(
+            parse_percent("101").is_err() && parse_percent("x").is_err() && parse_percent("nan").is_err()
+        );
     }
 
     #[test]

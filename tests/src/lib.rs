@@ -109,7 +109,8 @@ impl Trace {
 pub fn allow_pipes(count: u64) {
     let limit = libc::rlimit { rlim_cur: count * 2 + 256, rlim_max: count * 2 + 256 };
     // SAFETY: a valid pointer.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0, "cannot raise the file limit");
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(result, 0, "cannot raise the file limit");
 }
 
 /// Pipes: each takes a `pipe_inode_info` and an array of buffers in `alloc_pipe_info`.

@@ -16,7 +16,17 @@ pub(crate) fn dist(offline: bool) -> Result<()> {
     let host = env!("XTASK_HOST");
     check(
         cargo(offline)
-            .args(["build", "--quiet", "--profile", "dist", "--package", "leaktrace", "--target", host, "--target-dir"])
+            .args([
+                "build",
+                "--quiet",
+                "--profile",
+                "dist",
+                "--package",
+                "leaktrace",
+                "--target",
+                host,
+                "--target-dir",
+            ])
             .arg(&directory)
             .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"),
     )?;
@@ -26,12 +36,14 @@ pub(crate) fn dist(offline: bool) -> Result<()> {
     let binary = place.join("leaktrace");
     fs::copy(&built, &binary).with_context(|| format!("cannot copy {}", built.display()))?;
     if find("readelf").is_some()
-        && output(std::process::Command::new("readelf").arg("-l").arg(&binary)).is_some_and(|text| text.contains("INTERP"))
+        && output(std::process::Command::new("readelf").arg("-l").arg(&binary))
+            .is_some_and(|text| text.contains("INTERP"))
     {
         bail!("{} is not static", binary.display());
     }
     for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
-        fs::copy(workspace().join(licence), place.join(licence)).with_context(|| format!("cannot copy {licence}"))?;
+        fs::copy(workspace().join(licence), place.join(licence))
+            .with_context(|| format!("cannot copy {licence}"))?;
     }
     let size = fs::metadata(&binary)?.len() as f64 / f64::from(1 << 20);
     println!("{} ({size:.1} MiB, static)", binary.display());

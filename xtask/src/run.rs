@@ -108,7 +108,15 @@ pub(crate) fn leaktrace(offline: bool, args: &[String]) -> Result<ExitCode> {
 /// When it cannot be built or run.
 pub(crate) fn bench(offline: bool, args: &[String]) -> Result<ExitCode> {
     let leaktrace = build(offline)?;
-    check(cargo(offline).args(["build", "--quiet", "--release", "--package", "leaktrace-tests", "--bin", "bench"]))?;
+    check(cargo(offline).args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "leaktrace-tests",
+        "--bin",
+        "bench",
+    ]))?;
     exit_status(as_root(target().join("release/bench"))?.arg("--leaktrace").arg(leaktrace).args(args))
 }
 

@@ -83,15 +83,20 @@ impl Toolchain {
 }
 
 fn has_core_sources(rustc: &Path) -> bool {
-    output(Command::new(rustc).args(["--print", "sysroot"]))
-        .is_some_and(|sysroot| Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/src/lib.rs").exists())
+    output(Command::new(rustc).args(["--print", "sysroot"])).is_some_and(|sysroot| {
+        Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/src/lib.rs").exists()
+    })
 }
 
 /// cargo and rustc of rustup's nightly, if it has the sources of `core`.
 fn rustup_nightly() -> Option<(PathBuf, PathBuf)> {
     let which = |tool: &str| {
-        output(Command::new("rustup").args(["which", "--toolchain", "nightly", tool]).env("RUSTUP_AUTO_INSTALL", "0"))
-            .map(PathBuf::from)
+        output(
+            Command::new("rustup")
+                .args(["which", "--toolchain", "nightly", tool])
+                .env("RUSTUP_AUTO_INSTALL", "0"),
+        )
+        .map(PathBuf::from)
     };
     let (cargo, rustc) = (which("cargo")?, which("rustc")?);
     has_core_sources(&rustc).then_some((cargo, rustc))
@@ -126,7 +131,9 @@ fn is_new_enough(rustc: &Path) -> bool {
 
 fn install_rust(offline: bool) -> Result<(PathBuf, PathBuf)> {
     if offline {
-        bail!("no Rust with the sources of core was found, and --offline forbids installing one (rust-src of rustup's nightly)");
+        bail!(
+            "no Rust with the sources of core was found, and --offline forbids installing one (rust-src of rustup's nightly)"
+        );
     }
     if has_package("rustc-web")? {
         apt_install(&["rustc-web", "cargo-web", "rust-web-src"])?;
@@ -134,10 +141,20 @@ fn install_rust(offline: bool) -> Result<(PathBuf, PathBuf)> {
     }
     if find("rustup").is_some() {
         say("installing rustup's nightly with rust-src");
-        check(Command::new("rustup").args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]))?;
+        check(Command::new("rustup").args([
+            "toolchain",
+            "install",
+            "nightly",
+            "--profile",
+            "minimal",
+            "--component",
+            "rust-src",
+        ]))?;
         return rustup_nightly().context("rustup's nightly has no rust-src");
     }
-    bail!("no Rust with the sources of core was found: install rustup, then `rustup toolchain install nightly --component rust-src`")
+    bail!(
+        "no Rust with the sources of core was found: install rustup, then `rustup toolchain install nightly --component rust-src`"
+    )
 }
 
 /// Builds bpf-linker into the cache directory against the LLVM of that rustc.
@@ -153,7 +170,13 @@ fn build_linker(cache: &Path, rustc: &Path, offline: bool) -> Result<PathBuf> {
     let llvm = llvm_version(rustc).context("rustc does not say which LLVM it has")?;
     let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
     if !prefix.join("include/llvm-c/Core.h").exists() || !prefix.join("lib/libPolly.a").exists() {
-        apt_install(&[&format!("llvm-{llvm}-dev"), &format!("libpolly-{llvm}-dev"), "zlib1g-dev", "libzstd-dev", "g++"])?;
+        apt_install(&[
+            &format!("llvm-{llvm}-dev"),
+            &format!("libpolly-{llvm}-dev"),
+            "zlib1g-dev",
+            "libzstd-dev",
+            "g++",
+        ])?;
     }
     say(&format!("building bpf-linker {BPF_LINKER} for LLVM {llvm} (about a minute)"));
     check(
@@ -175,7 +198,10 @@ fn has_package(name: &str) -> Result<bool> {
     if find("apt-get").is_none() {
         return Ok(false);
     }
-    let known = || output(Command::new("apt-cache").args(["show", "--no-all-versions", name])).is_some_and(|t| !t.is_empty());
+    let known = || {
+        output(Command::new("apt-cache").args(["show", "--no-all-versions", name]))
+            .is_some_and(|t| !t.is_empty())
+    };
     if !known() {
         need_root(name)?;
         say("updating the list of packages");
@@ -197,6 +223,17 @@ fn apt_install(packages: &[&str]) -> Result<()> {
     }
     need_root(&packages.join(" "))?;
     say(&format!("installing {}", packages.join(" ")));
-    check(as_root("env")?.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq", "--no-install-recommends"]).args(packages))
-        .with_context(|| format!("cannot install {}", packages.join(" ")))
+    check(
+        as_root("env")?
+            .args([
+                "DEBIAN_FRONTEND=noninteractive",
+                "apt-get",
+                "install",
+                "-y",
+                "-qq",
+                "--no-install-recommends",
+            ])
+            .args(packages),
+    )
+    .with_context(|| format!("cannot install {}", packages.join(" ")))
 }

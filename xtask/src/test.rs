@@ -13,7 +13,15 @@ pub(crate) fn test(offline: bool) -> Result<()> {
     // cargo fmt takes no --offline.
     check(cargo(false).args(["fmt", "--all", "--check"]))?;
     step("lints");
-    check(cargo(offline).args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    check(cargo(offline).args([
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     step("building");
     let leaktrace = build(offline)?;
     step("tests");

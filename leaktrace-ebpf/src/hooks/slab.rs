@@ -108,7 +108,8 @@ fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u3
         };
         let payload = Payload { time_ns: now, site, stack, tgid, size };
         let key = encode_address(origin.object);
-        let stored = table::put(bucket(hash)?, &mut OverflowMap(control), key, &payload, config!(weakly_ordered) != 0);
+        let stored =
+            table::put(bucket(hash)?, &mut OverflowMap(control), key, &payload, config!(weakly_ordered) != 0);
         if let Some(old) = stored.replaced {
             implicit_free(old, cpu);
         }

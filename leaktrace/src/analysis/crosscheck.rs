@@ -63,6 +63,8 @@ pub struct Check {
     pub change: Option<i64>,
     /// Difference up to which both agree, in objects.
     pub tolerance: u64,
+    /// The part of it that does not depend on how much was traced: free objects that count as active.
+    pub held_back: u64,
 }
 
 /// Objects that differ for reasons of timing: the two are not read in the same instant.
@@ -78,7 +80,7 @@ pub fn check(
     sampling: u64,
 ) -> Check {
     let Some(sample) = after.or(before) else {
-        return Check { agreement: Agreement::Unchecked, change: None, tolerance: 0 };
+        return Check { agreement: Agreement::Unchecked, change: None, tolerance: 0, held_back: 0 };
     };
     let active = |cache: Option<&SlabCache>| cache.map_or(0, |cache| cache.active_objects as i64);
     let change = active(after) - active(before);
@@ -88,7 +90,8 @@ pub fn check(
     let per_cpu = u64::from(sample.objects_per_slab) + partial + 3 * sheaf;
     let traffic = traced.allocated + traced.freed + traced.unknown_freed;
     let scaling = if sampling > 1 { ((traffic * sampling) as f64).sqrt() as u64 * 3 } else { 0 };
-    let tolerance = u64::from(cpus) * per_cpu + TIMING + net.unsigned_abs() / 50 + scaling;
+    let held_back = u64::from(cpus) * per_cpu + TIMING + scaling;
+    let tolerance = held_back + net.unsigned_abs() / 50;
     let difference = net - change;
     let agreement = if difference.unsigned_abs() <= tolerance {
         Agreement::Agrees
@@ -99,16 +102,16 @@ pub fn check(
     } else {
         Agreement::Partly
     };
-    Check { agreement, change: Some(change), tolerance }
+    Check { agreement, change: Some(change), tolerance, held_back }
 }
 
 /// Whether a site's live objects may be real although its cache is contradicted: they alone, and
-/// not less than half of them, are the growth that slabinfo shows beyond the tolerance.
+/// not less than half of them, are the growth that slabinfo shows beyond what SLUB may hold back.
 pub fn explains(check: &Check, live: u64) -> bool {
     let change = check.change.unwrap_or(0);
-    let sure = change - check.tolerance as i64;
+    let sure = change - check.held_back as i64;
     let live = live as i64;
-    sure > 0 && live * 2 >= sure && live <= change + check.tolerance as i64
+    sure > 0 && live * 2 >= sure && live <= change + check.held_back as i64
 }
 
 #[cfg(test)]

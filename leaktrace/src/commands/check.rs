@@ -110,7 +110,8 @@ fn examine(answer: &mut Answer) -> Result<()> {
     let mut tracer = Tracer::new(&kernel.layout, sizes, settings)?;
     tracer.attach()?;
     let outcomes = selftest::run(&tracer)?;
-    let outcome = |name: &str| outcomes.iter().find(|(tested, _)| *tested == name).map(|(_, outcome)| *outcome);
+    let outcome =
+        |name: &str| outcomes.iter().find(|(tested, _)| *tested == name).map(|(_, outcome)| *outcome);
     answer.hooks = tracer
         .hooks()
         .iter()
@@ -123,10 +124,12 @@ fn examine(answer: &mut Answer) -> Result<()> {
             self_test: outcome(state.hook.name),
         })
         .collect();
-    answer.blind_spots.extend(tracer.hooks().iter().filter(|state| state.error.is_some()).map(|state| BlindSpot {
-        path: state.hook.path.to_owned(),
-        effect: state.hook.without.to_owned(),
-        caches: Vec::new(),
+    answer.blind_spots.extend(tracer.hooks().iter().filter(|state| state.error.is_some()).map(|state| {
+        BlindSpot {
+            path: state.hook.path.to_owned(),
+            effect: state.hook.without.to_owned(),
+            caches: Vec::new(),
+        }
     }));
     tracer.finish()?;
     let deaf: Vec<_> = answer
@@ -165,10 +168,10 @@ fn sources(kernel: &Kernel, root: &Path) -> Vec<Source> {
         Source {
             name: "/proc/kallsyms",
             available: !kernel.symbols.is_empty(),
-            detail: kernel
-                .symbols
-                .note()
-                .map_or_else(|| format!("{} functions", units::count(kernel.symbols.len() as u64)), ToOwned::to_owned),
+            detail: kernel.symbols.note().map_or_else(
+                || format!("{} functions", units::count(kernel.symbols.len() as u64)),
+                ToOwned::to_owned,
+            ),
         },
         Source {
             name: "cache of kmalloc objects",
@@ -181,7 +184,11 @@ fn sources(kernel: &Kernel, root: &Path) -> Vec<Source> {
 fn blind_spots(kernel: &Kernel) -> Vec<BlindSpot> {
     let mut spots: Vec<BlindSpot> = hooks::UNSEEN
         .iter()
-        .map(|unseen| BlindSpot { path: unseen.path.into(), effect: unseen.effect.into(), caches: Vec::new() })
+        .map(|unseen| BlindSpot {
+            path: unseen.path.into(),
+            effect: unseen.effect.into(),
+            caches: Vec::new(),
+        })
         .collect();
     if let Some(reason) = &kernel.layout.no_page_lookup {
         spots.push(BlindSpot {

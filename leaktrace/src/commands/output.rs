@@ -60,7 +60,10 @@ impl Output {
                     temporary.as_file().sync_all()
                 };
                 write().with_context(|| format!("cannot write {}", path.display()))?;
-                temporary.persist(&path).map_err(|error| error.error).with_context(|| format!("cannot write {}", path.display()))?;
+                temporary
+                    .persist(&path)
+                    .map_err(|error| error.error)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
                 Ok(())
             }
         }

@@ -31,7 +31,8 @@ impl Progress {
         let since = self.last.0.elapsed().as_secs_f64().max(1e-3);
         let events = (tick.allocated + tick.freed).saturating_sub(self.last.1.allocated + self.last.1.freed);
         let total = Duration::from_millis(self.bar.length().unwrap_or(0));
-        let sampled = if tick.sampling > 1 { format!("  1 in {} tracked", tick.sampling) } else { String::new() };
+        let sampled =
+            if tick.sampling > 1 { format!("  1 in {} tracked", tick.sampling) } else { String::new() };
         self.bar.set_position(elapsed.as_millis() as u64);
         self.bar.set_message(format!(
             "{} left of {}  {} events/s  {} live{sampled}",

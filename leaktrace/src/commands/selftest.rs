@@ -44,13 +44,20 @@ pub(super) fn run(tracer: &Tracer) -> Result<Vec<(&'static str, Outcome)>> {
         tracer.live_of_process(pid)?.into_iter().filter(|site| site.objects * 100 >= PIPES * 95).collect();
     drop(pipes);
     let largest = |family: &str| {
-        allocated.iter().filter(|site| site.family == family).map(|site| site.objects.min(PIPES)).max().unwrap_or(0)
+        allocated
+            .iter()
+            .filter(|site| site.family == family)
+            .map(|site| site.objects.min(PIPES))
+            .max()
+            .unwrap_or(0)
     };
     let mut outcomes = Vec::new();
-    for (allocates, frees, family) in [("kmalloc", "kfree", "kmalloc"), ("kmem_cache_alloc", "kmem_cache_free", "kmem_cache")]
+    for (allocates, frees, family) in
+        [("kmalloc", "kfree", "kmalloc"), ("kmem_cache_alloc", "kmem_cache_free", "kmem_cache")]
     {
         outcomes.push((allocates, Outcome { expected: PIPES, seen: largest(family) }));
-        let sites: Vec<_> = allocated.iter().filter(|site| site.family == family).map(|site| site.site).collect();
+        let sites: Vec<_> =
+            allocated.iter().filter(|site| site.family == family).map(|site| site.site).collect();
         outcomes.push((frees, Outcome { expected: PIPES, seen: most_freed(tracer, pid, &sites)? }));
     }
     outcomes.push(("task_rename", rename(tracer, pid)?));
@@ -64,7 +71,11 @@ fn most_freed(tracer: &Tracer, pid: u32, sites: &[usize]) -> Result<u64> {
         let live = tracer.live_of_process(pid)?;
         let freed = sites
             .iter()
-            .map(|site| PIPES.saturating_sub(live.iter().find(|live| live.site == *site).map_or(0, |live| live.objects)))
+            .map(|site| {
+                PIPES.saturating_sub(
+                    live.iter().find(|live| live.site == *site).map_or(0, |live| live.objects),
+                )
+            })
             .max()
             .unwrap_or(0);
         if (Outcome { expected: PIPES, seen: freed }).passed() || std::time::Instant::now() >= deadline {

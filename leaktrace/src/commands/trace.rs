@@ -73,7 +73,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         note("no slab cache has such a name now: one is recorded as soon as it appears");
     }
     let sizes = Sizes::choose(&kernel.machine, args.max_objects)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let _guard = runtime.enter();
     // Before anything is attached, so that no signal finds the default action.
     let mut stop = Stop::new().context("cannot catch signals")?;
@@ -100,12 +101,16 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         slabinfo_error,
     };
     surroundings.places.refresh(root);
-    let report = assemble::report(snapshot, &surroundings, args);
+    let report = assemble::report(&snapshot, &surroundings, args);
     let text = match args.format {
         Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
         Format::Text => text::render(
             &report,
-            &text::Style { colour: output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()), verbose: args.verbose, top: args.top as usize },
+            &text::Style {
+                colour: output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+                verbose: args.verbose,
+                top: args.top as usize,
+            },
         ),
     };
     output.write(&text)
@@ -208,7 +213,8 @@ fn hangup_is_ignored() -> bool {
     // SAFETY: an all-zero sigaction is valid to be overwritten, and a null new action changes nothing.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 
@@ -236,6 +242,7 @@ impl Filter {
     /// Whether a cache has such a name, or one that was merged with it has.
     fn matches(&self, name: &str, traits: Option<&CacheTraits>) -> bool {
         let Some(globs) = &self.globs else { return true };
-        globs.is_match(name) || traits.is_some_and(|traits| traits.aliases.iter().any(|alias| globs.is_match(alias)))
+        globs.is_match(name)
+            || traits.is_some_and(|traits| traits.aliases.iter().any(|alias| globs.is_match(alias)))
     }
 }

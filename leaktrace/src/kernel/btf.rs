@@ -29,8 +29,8 @@ struct Type {
     /// Number of members or parameters.
     count: usize,
     bitfields: bool,
-    /// `size` or `type`, by kind.
-    size_or_type: u32,
+    /// Its size in bytes or the id of another type, by kind.
+    size_or_id: u32,
     /// Offset in the type section of what follows the header.
     tail: usize,
 }
@@ -52,14 +52,14 @@ impl Btf {
     /// When the file cannot be read or is no BTF.
     pub fn read(path: &Path) -> Result<Self> {
         let data = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(data.into()).with_context(|| format!("{} is no valid BTF", path.display()))
+        Self::parse(&data.into()).with_context(|| format!("{} is no valid BTF", path.display()))
     }
 
     /// Parses raw BTF of this machine's byte order.
     ///
     /// # Errors
     /// When the data is not BTF or is cut short.
-    pub fn parse(data: Bytes) -> Result<Self> {
+    pub fn parse(data: &Bytes) -> Result<Self> {
         ensure!(data.len() >= 24, "too short");
         let mut header = data.clone();
         ensure!(header.get_u16_ne() == 0xeb9f, "wrong magic number");
@@ -75,7 +75,7 @@ impl Btf {
         };
         let mut btf = Self {
             // Type 0 is void.
-            types: vec![Type { kind: 0, count: 0, bitfields: false, size_or_type: 0, tail: 0 }],
+            types: vec![Type { kind: 0, count: 0, bitfields: false, size_or_id: 0, tail: 0 }],
             section: slice(type_off, type_len)?,
             strings: slice(str_off, str_len)?,
             structs: HashMap::new(),
@@ -98,7 +98,7 @@ impl Btf {
                 kind,
                 count,
                 bitfields: info >> 31 != 0,
-                size_or_type: header.get_u32_ne(),
+                size_or_id: header.get_u32_ne(),
                 tail: at + 12,
             };
             let tail = match kind {
@@ -141,7 +141,7 @@ impl Btf {
 
     /// `sizeof` of a struct.
     pub fn struct_size(&self, name: &str) -> Option<u32> {
-        self.structs.get(name.as_bytes()).map(|&id| self.types[id].size_or_type)
+        self.structs.get(name.as_bytes()).map(|&id| self.types[id].size_or_id)
     }
 
     /// Offset in bytes of a struct's member, also of one in nested anonymous structs and unions.
@@ -162,10 +162,10 @@ impl Btf {
             if name == member {
                 return Some(offset);
             }
-            if name.is_empty() {
-                if let Some(inner) = self.find_member(member_type as usize, member, nesting + 1) {
-                    return Some(offset + inner);
-                }
+            if name.is_empty()
+                && let Some(inner) = self.find_member(member_type as usize, member, nesting + 1)
+            {
+                return Some(offset + inner);
             }
         }
         None
@@ -174,7 +174,7 @@ impl Btf {
     /// Names of a function's parameters, in order.
     pub fn parameters(&self, function: &str) -> Option<Vec<String>> {
         let &id = self.functions.get(function.as_bytes())?;
-        let proto = self.types.get(self.types[id].size_or_type as usize)?;
+        let proto = self.types.get(self.types[id].size_or_id as usize)?;
         (proto.kind == KIND_FUNC_PROTO).then(|| {
             (0..proto.count)
                 .map(|index| {
@@ -229,7 +229,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(data in proptest::collection::vec(any::<u8>(), 0..256)) {
-            let _ = Btf::parse(data.into());
+            let _ = Btf::parse(&data.into());
         }
 
         #[test]
@@ -240,7 +240,7 @@ mod tests {
                 data.extend(word.to_ne_bytes());
             }
             data.extend(tail);
-            if let Ok(btf) = Btf::parse(data.into()) {
+            if let Ok(btf) = Btf::parse(&data.into()) {
                 btf.member_offset("", "x");
                 btf.parameters("");
                 btf.enumerator("x");

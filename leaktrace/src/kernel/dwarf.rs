@@ -1,4 +1,4 @@
-//! file:line and inlined functions, from a vmlinux or a module with DWARF.
+//! <file:line> and inlined functions, from a vmlinux or a module with DWARF.
 
 use std::{
     borrow::Cow,
@@ -49,14 +49,18 @@ impl DebugInfo {
     pub fn open(paths: &[PathBuf], symbols: &Symbols, root: &Path) -> Result<Self> {
         let files = paths
             .iter()
-            .map(|path| Debug::open(path, symbols, root).with_context(|| format!("cannot use {}", path.display())))
+            .map(|path| {
+                Debug::open(path, symbols, root).with_context(|| format!("cannot use {}", path.display()))
+            })
             .collect::<Result<_>>()?;
         Ok(Self { files })
     }
 
     /// The lines of a running address, the innermost inlined function first; empty when not known.
     pub fn lines(&self, address: u64) -> Vec<Line> {
-        let Some(debug) = self.files.iter().find(|debug| debug.range.contains(&address)) else { return Vec::new() };
+        let Some(debug) = self.files.iter().find(|debug| debug.range.contains(&address)) else {
+            return Vec::new();
+        };
         debug.lines(address.wrapping_sub(debug.slide)).unwrap_or_default()
     }
 }
@@ -69,7 +73,8 @@ impl Debug {
         // and debug files are not written while they are in use.
         let map: &'static Mmap = Box::leak(Box::new(unsafe { Mmap::map(&file) }?));
         let object = object::File::parse(&**map)?;
-        if object.section_by_name(".debug_info").is_none() && object.section_by_name(".zdebug_info").is_none() {
+        if object.section_by_name(".debug_info").is_none() && object.section_by_name(".zdebug_info").is_none()
+        {
             bail!("it has no DWARF debug information");
         }
         let (slide, range) = if object.kind() == object::ObjectKind::Relocatable {
@@ -181,7 +186,12 @@ int main(int argc, char **argv) { return _stext(argc); }
     fn compile(dir: &Path, output: &str, arguments: &[&str]) -> PathBuf {
         std::fs::write(dir.join("leak.c"), SOURCE).unwrap();
         let output = dir.join(output);
-        let status = Command::new("cc").args(arguments).args(["-g", "-O2", "leak.c", "-o"]).arg(&output).current_dir(dir).status();
+        let status = Command::new("cc")
+            .args(arguments)
+            .args(["-g", "-O2", "leak.c", "-o"])
+            .arg(&output)
+            .current_dir(dir)
+            .status();
         assert!(status.unwrap().success());
         output
     }
@@ -220,7 +230,9 @@ int main(int argc, char **argv) { return _stext(argc); }
     fn useless_files_are_refused_with_the_reason() {
         let root = tempfile::tempdir().unwrap();
         let file = compile(root.path(), "stripped", &["-s"]);
-        let refusal = |file: PathBuf| format!("{:#}", DebugInfo::open(&[file], &Symbols::empty(), root.path()).err().unwrap());
+        let refusal = |file: PathBuf| {
+            format!("{:#}", DebugInfo::open(&[file], &Symbols::empty(), root.path()).err().unwrap())
+        };
         assert!(refusal(file).contains("no DWARF"));
         assert!(refusal(root.path().join("leak.c")).contains("cannot use"));
         assert!(refusal(root.path().join("absent")).contains("No such file"));

@@ -86,7 +86,9 @@ fn argument(btf: &Btf, event: &str, name: &str) -> Result<u32> {
         .ok_or_else(|| anyhow!("this kernel's BTF has no tracepoint {event}"))?;
     // The first parameter is the tracepoint's own, `__data`.
     let arguments = parameters.get(1..).unwrap_or_default();
-    if arguments.first().map(String::as_str) != Some("call_site") || arguments.get(1).map(String::as_str) != Some("ptr") {
+    if arguments.first().map(String::as_str) != Some("call_site")
+        || arguments.get(1).map(String::as_str) != Some("ptr")
+    {
         return Err(anyhow!("tracepoint {event} has unknown arguments ({})", arguments.join(", ")));
     }
     let index = arguments.iter().position(|argument| argument == name);
@@ -137,7 +139,8 @@ fn resolve_pages(config: &mut Config, btf: &Btf, symbols: &Symbols) -> Result<()
     config.page_offset = page_offset;
     config.vmemmap_symbol = symbols.data_address("vmemmap_base").unwrap_or(0);
     config.page_offset_symbol = symbols.data_address("page_offset_base").unwrap_or(0);
-    config.page_size_of = btf.struct_size("page").ok_or_else(|| anyhow!("this kernel's BTF has no struct page"))?;
+    config.page_size_of =
+        btf.struct_size("page").ok_or_else(|| anyhow!("this kernel's BTF has no struct page"))?;
     Ok(())
 }
 
@@ -163,7 +166,7 @@ mod tests {
         for word in [24_u32, 0, 0, 0, 0] {
             data.extend(word.to_ne_bytes());
         }
-        let btf = Btf::parse(data.into()).unwrap();
+        let btf = Btf::parse(&data.into()).unwrap();
         let error = Layout::resolve(&btf, &Symbols::empty()).err().unwrap();
         assert_eq!(error.to_string(), "this kernel's BTF has no tracepoint kmalloc");
     }

@@ -36,7 +36,8 @@ impl Machine {
         let (release, architecture) = uname();
         let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")
             .context("cannot read /sys/devices/system/cpu/possible (is sysfs mounted?)")?;
-        let possible_cpus = last_cpu(&possible).context("cannot understand /sys/devices/system/cpu/possible")? + 1;
+        let possible_cpus =
+            last_cpu(&possible).context("cannot understand /sys/devices/system/cpu/possible")? + 1;
         // SAFETY: sysconf has no preconditions.
         let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
         Ok(Self {
@@ -79,7 +80,8 @@ fn uname() -> (String, String) {
     unsafe {
         let mut names: libc::utsname = std::mem::zeroed();
         libc::uname(&raw mut names);
-        let text = |field: &[libc::c_char]| std::ffi::CStr::from_ptr(field.as_ptr()).to_string_lossy().into_owned();
+        let text =
+            |field: &[libc::c_char]| std::ffi::CStr::from_ptr(field.as_ptr()).to_string_lossy().into_owned();
         (text(&names.release), text(&names.machine))
     }
 }

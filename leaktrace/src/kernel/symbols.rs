@@ -22,7 +22,7 @@ struct Symbol {
 
 /// All code symbols, sorted by address.
 pub struct Symbols {
-    symbols: Vec<Symbol>,
+    table: Vec<Symbol>,
     names: String,
     modules: Vec<String>,
     /// Data symbols that leaktrace needs, where the kernel lists data at all (`KALLSYMS_ALL`).
@@ -58,16 +58,22 @@ impl Symbols {
         let (mut seen, mut hidden) = (0_u64, 0_u64);
         loop {
             line.clear();
-            if lines.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", path.display()))? == 0 {
+            if lines
+                .read_until(b'\n', &mut line)
+                .with_context(|| format!("cannot read {}", path.display()))?
+                == 0
+            {
                 break;
             }
             seen += 1;
             hidden += u64::from(line.starts_with(b"0000000000000000 ") || line.starts_with(b"(null)"));
             symbols.add_line(&String::from_utf8_lossy(&line));
         }
-        symbols.symbols.sort_by_key(|symbol| symbol.address);
+        symbols.table.sort_by_key(|symbol| symbol.address);
         if seen == 0 {
-            symbols.note = Some("/proc/kallsyms is empty (CONFIG_KALLSYMS is off): call sites are shown as addresses".into());
+            symbols.note = Some(
+                "/proc/kallsyms is empty (CONFIG_KALLSYMS is off): call sites are shown as addresses".into(),
+            );
         } else if hidden * 2 > seen {
             symbols = Self::empty();
             symbols.note = Some(
@@ -80,7 +86,13 @@ impl Symbols {
 
     /// No symbols at all.
     pub fn empty() -> Self {
-        Self { symbols: Vec::new(), names: String::new(), modules: vec![String::new()], data: Vec::new(), note: None }
+        Self {
+            table: Vec::new(),
+            names: String::new(),
+            modules: vec![String::new()],
+            data: Vec::new(),
+            note: None,
+        }
     }
 
     /// Why there are no symbols, in one line.
@@ -90,7 +102,9 @@ impl Symbols {
 
     fn add_line(&mut self, line: &str) {
         let mut fields = line.split_ascii_whitespace();
-        let (Some(address), Some(kind), Some(name)) = (fields.next(), fields.next(), fields.next()) else { return };
+        let (Some(address), Some(kind), Some(name)) = (fields.next(), fields.next(), fields.next()) else {
+            return;
+        };
         let Ok(address) = u64::from_str_radix(address, 16) else { return };
         if let Some(wanted) = WANTED_DATA.into_iter().find(|&wanted| wanted == name) {
             self.data.push((wanted, address));
@@ -103,7 +117,7 @@ impl Symbols {
         let name = truncate(name, MAX_NAME);
         let Ok(start) = u32::try_from(self.names.len()) else { return };
         self.names.push_str(name);
-        self.symbols.push(Symbol { address, name: start, length: name.len() as u16, module });
+        self.table.push(Symbol { address, name: start, length: name.len() as u16, module });
     }
 
     fn module_index(&mut self, module: &str) -> u16 {
@@ -123,8 +137,8 @@ impl Symbols {
     /// The gap behind the last symbol of the kernel or of a module is unbounded here, so an
     /// address more than 1 MiB from its symbol is not attributed: no function is that long.
     pub fn locate(&self, address: u64) -> Option<Location<'_>> {
-        let after = self.symbols.partition_point(|symbol| symbol.address <= address);
-        let symbol = &self.symbols[after.checked_sub(1)?];
+        let after = self.table.partition_point(|symbol| symbol.address <= address);
+        let symbol = &self.table[after.checked_sub(1)?];
         let offset = address - symbol.address;
         (offset < 1 << 20).then(|| Location {
             symbol: self.name(symbol),
@@ -146,7 +160,10 @@ impl Symbols {
 
     /// Address of a code symbol of the kernel itself.
     pub fn address_of(&self, name: &str) -> Option<u64> {
-        self.symbols.iter().find(|symbol| symbol.module == 0 && self.name(symbol) == name).map(|symbol| symbol.address)
+        self.table
+            .iter()
+            .find(|symbol| symbol.module == 0 && self.name(symbol) == name)
+            .map(|symbol| symbol.address)
     }
 
     /// Address of one of the few data symbols that are kept.
@@ -156,12 +173,12 @@ impl Symbols {
 
     /// Number of code symbols.
     pub fn len(&self) -> usize {
-        self.symbols.len()
+        self.table.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.symbols.is_empty()
+        self.table.is_empty()
     }
 }
 

@@ -28,7 +28,8 @@ pub struct SlabCache {
 pub fn read_slabinfo(root: &Path) -> Result<BTreeMap<String, SlabCache>> {
     let path = root.join("proc/slabinfo");
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse_slabinfo(&String::from_utf8_lossy(&text)).with_context(|| format!("cannot understand {}", path.display()))
+    parse_slabinfo(&String::from_utf8_lossy(&text))
+        .with_context(|| format!("cannot understand {}", path.display()))
 }
 
 fn parse_slabinfo(text: &str) -> Result<BTreeMap<String, SlabCache>> {
@@ -121,7 +122,8 @@ fn read_aliases(directory: &Path) -> HashMap<String, Vec<String>> {
     let mut aliases: HashMap<String, Vec<String>> = HashMap::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let (Some(target), Ok(name)) = (target.file_name().and_then(|name| name.to_str()), entry.file_name().into_string())
+        let (Some(target), Ok(name)) =
+            (target.file_name().and_then(|name| name.to_str()), entry.file_name().into_string())
         else {
             continue;
         };
@@ -147,7 +149,10 @@ kmalloc-64          6912   7040     64   64    1 : tunables    0    0    0 : sla
         let caches = parse_slabinfo(SLABINFO).unwrap();
         assert_eq!(caches.len(), 2);
         let fuse = &caches["fuse request"];
-        assert_eq!((fuse.active_objects, fuse.total_objects, fuse.object_size, fuse.objects_per_slab), (10, 20, 152, 26));
+        assert_eq!(
+            (fuse.active_objects, fuse.total_objects, fuse.object_size, fuse.objects_per_slab),
+            (10, 20, 152, 26)
+        );
         assert_eq!(caches["kmalloc-64"].active_objects, 6_912);
         assert!(parse_slabinfo("slabinfo - version: 1.1\n").is_err());
     }

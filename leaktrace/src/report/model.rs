@@ -349,6 +349,7 @@ pub struct Module {
 }
 
 /// JSON has no 64-bit integers that everyone reads alike.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
 fn hex<S: serde::Serializer>(address: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{address:#x}"))
 }

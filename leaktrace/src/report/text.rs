@@ -71,7 +71,11 @@ fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
                 writeln!(out, "         {} more sites keep a growing number of objects.", suspects - 1)?;
             }
         }
-        None => writeln!(out, "{}", paint(style, "1;32", &format!("No site kept a growing number of slab objects in {window}.")))?,
+        None => writeln!(
+            out,
+            "{}",
+            paint(style, "1;32", &format!("No site kept a growing number of slab objects in {window}."))
+        )?,
     }
     if report.coverage.sampling > 1 {
         writeln!(
@@ -87,7 +91,11 @@ fn findings_table(findings: &[Finding], style: &Style) -> String {
     let mut table = plain_table();
     table.set_header(["#", "verdict", "where", "cache", "live", "bytes", "growth", "freed", "oldest"]);
     for finding in findings.iter().take(style.top) {
-        let freed = if finding.allocated == 0 { 0.0 } else { finding.freed as f64 / finding.allocated as f64 * 100.0 };
+        let freed = if finding.allocated == 0 {
+            0.0
+        } else {
+            finding.freed as f64 / finding.allocated as f64 * 100.0
+        };
         table.add_row([
             finding.rank.to_string(),
             finding.verdict.to_owned(),
@@ -133,7 +141,12 @@ fn finding_in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::R
             .iter()
             .take(4)
             .map(|task| {
-                format!("{} ({}) {:.0} %", escape(&task.comm), task.pid, task.objects as f64 / total as f64 * 100.0)
+                format!(
+                    "{} ({}) {:.0} %",
+                    escape(&task.comm),
+                    task.pid,
+                    task.objects as f64 / total as f64 * 100.0
+                )
             })
             .collect();
         labelled(out, "who", &tasks.join(", "))?;
@@ -149,7 +162,11 @@ fn finding_in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::R
             labelled(out, "", &format!("and {} other stacks", finding.stacks.len() - 1))?;
         }
     } else {
-        labelled(out, "stack", "none was captured: the call site above is exact; more --overhead captures more")?;
+        labelled(
+            out,
+            "stack",
+            "none was captured: the call site above is exact; more --overhead captures more",
+        )?;
     }
     let next = match finding.verdict {
         "suspect" => format!("leaktrace --duration 5m --cache '{}' --overhead 5", escape(&finding.cache)),
@@ -189,10 +206,10 @@ fn caches(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     let mut table = plain_table();
     table.set_header(["Caches that grew", "traced", "/proc/slabinfo", "", "merged with"]);
     for cache in shown {
-        let change = cache
-            .slabinfo
-            .as_ref()
-            .map_or_else(|| "-".to_owned(), |change| units::change(change.after as i64 - change.before as i64));
+        let change = cache.slabinfo.as_ref().map_or_else(
+            || "-".to_owned(),
+            |change| units::change(change.after as i64 - change.before as i64),
+        );
         let aliases = match cache.aliases.as_slice() {
             [] => String::new(),
             [one] => escape(one).into_owned(),
@@ -259,7 +276,12 @@ fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     if style.verbose {
         for program in &overhead.programs {
             if let Some(ns) = program.ns_per_run {
-                writeln!(out, "  {:<24} {ns:>6.0} ns per event, {} measured", program.name, units::count(program.runs))?;
+                writeln!(
+                    out,
+                    "  {:<24} {ns:>6.0} ns per event, {} measured",
+                    program.name,
+                    units::count(program.runs)
+                )?;
             }
         }
         writeln!(out, "  slowest scan of the table  {:.1} ms", overhead.slowest_scan_ms)?;

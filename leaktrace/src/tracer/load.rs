@@ -40,7 +40,11 @@ pub fn create(config: Config, sizes: &Sizes, settings: &Settings) -> Result<Ebpf
         .map_max_entries("STACKS", sizes.stacks)
         .map_max_entries("CPUS", sizes.cpus)
         .map_max_entries("CACHES", settings.caches.len().max(1) as u32)
-        .verifier_log_level(if settings.verbose { VerifierLogLevel::VERBOSE } else { VerifierLogLevel::DISABLE });
+        .verifier_log_level(if settings.verbose {
+            VerifierLogLevel::VERBOSE
+        } else {
+            VerifierLogLevel::DISABLE
+        });
     let mut ebpf = loader.load(OBJECT).map_err(|error| explain_create(error, sizes))?;
     allow_caches(&mut ebpf, &settings.caches)?;
     Ok(ebpf)
@@ -95,7 +99,8 @@ pub fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<()> {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, hook: &Hook) -> Result<&'a mut RawTracePoint> {
-    let program = ebpf.program_mut(hook.name).ok_or_else(|| anyhow!("the BPF object has no program {}", hook.name))?;
+    let program =
+        ebpf.program_mut(hook.name).ok_or_else(|| anyhow!("the BPF object has no program {}", hook.name))?;
     Ok(program.try_into()?)
 }
 
@@ -135,7 +140,9 @@ fn explain_create(error: EbpfError, sizes: &Sizes) -> anyhow::Error {
                 _ => "for the tables",
             }
         ),
-        Some(Some(libc::ENOSYS)) => anyhow!("this kernel has no bpf() system call (CONFIG_BPF_SYSCALL is off)"),
+        Some(Some(libc::ENOSYS)) => {
+            anyhow!("this kernel has no bpf() system call (CONFIG_BPF_SYSCALL is off)")
+        }
         _ => anyhow::Error::new(error).context("cannot set up the BPF tables"),
     }
 }
@@ -150,7 +157,8 @@ fn explain_program(error: ProgramError, hook: &Hook, verb: &str) -> anyhow::Erro
         (Some(Some(libc::ENOENT)), _) => anyhow!("this kernel has no tracepoint {}", hook.name),
         (_, ProgramError::LoadError { io_error, verifier_log }) => {
             let log = verifier_log.to_string();
-            let last = log.lines().rev().find(|line| !line.starts_with("processed") && !line.trim().is_empty());
+            let last =
+                log.lines().rev().find(|line| !line.starts_with("processed") && !line.trim().is_empty());
             anyhow!(
                 "the kernel's verifier refused the hook {}: {io_error}{}",
                 hook.name,

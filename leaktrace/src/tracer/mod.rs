@@ -19,13 +19,13 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, SITE_SUSPECT, Site, StackRecord};
 
+use self::{cost::CostMeter, mapped::MappedArray, sites::SiteTable, sizes::Sizes};
 pub use self::{
     cost::ProgramCost,
     scan::LiveObject,
     series::Series,
     snapshot::{HookState, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
 };
-use self::{cost::CostMeter, mapped::MappedArray, sites::SiteTable, sizes::Sizes};
 use crate::kernel::layout::Layout;
 
 /// What the user wants of a trace.
@@ -250,7 +250,9 @@ impl Tracer {
         let overflowing = lost > self.last_overflow || crowded;
         self.last_overflow = lost;
         let mut halvings = 0;
-        while halvings + shift < leaktrace_common::MAX_SAMPLE_SHIFT && tracked >> halvings > self.sizes.max_objects {
+        while halvings + shift < leaktrace_common::MAX_SAMPLE_SHIFT
+            && tracked >> halvings > self.sizes.max_objects
+        {
             halvings += 1;
         }
         if overflowing {
@@ -269,7 +271,8 @@ impl Tracer {
         unsafe { (&raw mut (*self.control.at(0)).sample_shift).write_volatile(u64::from(shift)) };
         load::wait_for_programs();
         let mut kept = scan::purge(&self.live, self.sites.len(), shift);
-        names::purge_overflow(&mut self.ebpf, &self.control, shift, &mut kept).context("cannot purge the overflow map")?;
+        names::purge_overflow(&mut self.ebpf, &self.control, shift, &mut kept)
+            .context("cannot purge the overflow map")?;
         self.sites.begin_epoch(&kept, halvings);
         self.last_overflow = self.sites.overflowed();
         Ok(())
@@ -287,7 +290,10 @@ impl Tracer {
             costs.push((hook.hook.name, cost, misses));
         }
         let duration = self.started.elapsed();
-        load::detach(&mut self.ebpf, self.attached.iter().filter(|state| state.error.is_none()).map(|state| &state.hook))?;
+        load::detach(
+            &mut self.ebpf,
+            self.attached.iter().filter(|state| state.error.is_none()).map(|state| &state.hook),
+        )?;
         snapshot::take(&mut self, duration, costs)
     }
 

@@ -6,7 +6,8 @@ use aya::{
     maps::{HashMap, MapError},
 };
 use leaktrace_common::{
-    Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, Payload, SITE_CACHE_KNOWN, Site, StackRecord, decode_address,
+    Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, Payload, SITE_CACHE_KNOWN, Site,
+    StackRecord, decode_address,
 };
 use rustc_hash::FxHashMap;
 
@@ -63,7 +64,7 @@ pub fn read_tasks(ebpf: &Ebpf) -> Result<FxHashMap<u32, String>> {
     let map = ebpf.map("TASKS").ok_or_else(|| anyhow!("the BPF object has no map TASKS"))?;
     let map: HashMap<_, u32, [u8; 16]> = HashMap::try_from(map)?;
     let mut tasks = FxHashMap::default();
-    for entry in map.iter() {
+    for entry in &map {
         let (tgid, name) = entry?;
         let length = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
         tasks.insert(tgid, String::from_utf8_lossy(&name[..length]).into_owned());
@@ -108,7 +109,12 @@ pub fn read_overflow(ebpf: &Ebpf) -> Result<Vec<(u64, Payload)>> {
 ///
 /// # Errors
 /// When the map cannot be read.
-pub fn purge_overflow(ebpf: &mut Ebpf, control: &MappedArray<Control>, shift: u32, kept: &mut [u64]) -> Result<()> {
+pub fn purge_overflow(
+    ebpf: &mut Ebpf,
+    control: &MappedArray<Control>,
+    shift: u32,
+    kept: &mut [u64],
+) -> Result<()> {
     let objects = read_overflow(ebpf)?;
     let map = ebpf.map_mut("OVERFLOW").ok_or_else(|| anyhow!("the BPF object has no map OVERFLOW"))?;
     let mut map: HashMap<_, u64, PodPayload> = HashMap::try_from(map)?;

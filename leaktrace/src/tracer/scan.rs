@@ -41,7 +41,12 @@ pub struct Details {
 }
 
 /// Counts the live objects of each site.
-pub fn count(table: &MappedArray<Bucket>, overflow: &[(u64, Payload)], sites: usize, born_before_ns: u64) -> Vec<SiteLive> {
+pub fn count(
+    table: &MappedArray<Bucket>,
+    overflow: &[(u64, Payload)],
+    sites: usize,
+    born_before_ns: u64,
+) -> Vec<SiteLive> {
     let mut counts = vec![SiteLive::default(); sites];
     visit(table, overflow, |_, payload| add(&mut counts, &payload, born_before_ns));
     counts
@@ -72,11 +77,12 @@ pub fn detail(
             }
             last = (group, 1);
         }
-        if let Some(threshold) = thresholds.get_mut(payload.site as usize) {
-            if payload.time_ns < *threshold {
-                let object = LiveObject { address: decode_address(key), size: payload.size, time_ns: payload.time_ns };
-                *threshold = keep_oldest(details.oldest.entry(payload.site).or_default(), object);
-            }
+        if let Some(threshold) = thresholds.get_mut(payload.site as usize)
+            && payload.time_ns < *threshold
+        {
+            let object =
+                LiveObject { address: decode_address(key), size: payload.size, time_ns: payload.time_ns };
+            *threshold = keep_oldest(details.oldest.entry(payload.site).or_default(), object);
         }
     });
     if last.1 > 0 {
@@ -146,10 +152,10 @@ pub fn purge(table: &MappedArray<Bucket>, sites: usize, sample_shift: u32) -> Ve
                 let hash = leaktrace_common::address_hash(decode_address(key));
                 if !leaktrace_common::is_sampled(hash, sample_shift) {
                     atomic::replace(word, key, KEY_EMPTY);
-                } else if let Some((_, payload)) = live::read(bucket, slot) {
-                    if let Some(kept) = kept.get_mut(payload.site as usize) {
-                        *kept += 1;
-                    }
+                } else if let Some((_, payload)) = live::read(bucket, slot)
+                    && let Some(kept) = kept.get_mut(payload.site as usize)
+                {
+                    *kept += 1;
                 }
             }
         }

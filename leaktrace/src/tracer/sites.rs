@@ -155,7 +155,10 @@ impl SiteTable {
 
     /// Scales what is live of the sample.
     pub fn estimate(&self, site: usize, sum: &Sum, tracked_live: u64) -> u64 {
-        self.memory.get(&site).map_or_else(Epoch::default, |memory| memory.epoch).estimate(&sum.raw(), tracked_live)
+        self.memory
+            .get(&site)
+            .map_or_else(Epoch::default, |memory| memory.epoch)
+            .estimate(&sum.raw(), tracked_live)
     }
 
     /// How a site's live objects changed.

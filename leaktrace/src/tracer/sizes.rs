@@ -47,14 +47,13 @@ impl Sizes {
     /// # Errors
     /// When what the user asks for would take more than half of the available memory.
     pub fn choose(machine: &Machine, max_objects: Option<u32>) -> Result<Self> {
-        let slots = match max_objects {
-            Some(objects) => u64::from(objects) * SLOTS_PER_OBJECT,
-            None => {
-                let share = (machine.memory / MEMORY_SHARE).clamp(*LIVE_BYTES.start(), *LIVE_BYTES.end());
-                let bytes = share.min(machine.available / 16).max(1 << 18);
-                // Rounded down to a power of two; what the user asks for is rounded up.
-                1 << (bytes / size_of::<Bucket>() as u64 * BUCKET_SLOTS as u64).ilog2()
-            }
+        let slots = if let Some(objects) = max_objects {
+            u64::from(objects) * SLOTS_PER_OBJECT
+        } else {
+            let share = (machine.memory / MEMORY_SHARE).clamp(*LIVE_BYTES.start(), *LIVE_BYTES.end());
+            let bytes = share.min(machine.available / 16).max(1 << 18);
+            // Rounded down to a power of two; what the user asks for is rounded up.
+            1 << (bytes / size_of::<Bucket>() as u64 * BUCKET_SLOTS as u64).ilog2()
         };
         let buckets = slots.div_ceil(BUCKET_SLOTS as u64).next_power_of_two() as u32;
         // A machine of less than 1 GiB has few drivers, and nothing to give away.

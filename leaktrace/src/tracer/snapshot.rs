@@ -138,7 +138,11 @@ pub struct Snapshot {
 }
 
 /// Takes the last look; the programs are detached.
-pub(super) fn take(tracer: &mut Tracer, duration: Duration, costs: Vec<(&'static str, ProgramCost, u64)>) -> Result<Snapshot> {
+pub(super) fn take(
+    tracer: &mut Tracer,
+    duration: Duration,
+    costs: Vec<(&'static str, ProgramCost, u64)>,
+) -> Result<Snapshot> {
     let begun = Instant::now();
     let now = monotonic_ns();
     let control = tracer.control.read(0);
@@ -178,7 +182,11 @@ pub(super) fn take(tracer: &mut Tracer, duration: Duration, costs: Vec<(&'static
         sites.push(SiteRecord {
             call_site: site.call_site,
             family: names::family_name(site.family),
-            cache: if index == 0 { "(site table full)".to_owned() } else { names::cache_name(&site, trusted) },
+            cache: if index == 0 {
+                "(site table full)".to_owned()
+            } else {
+                names::cache_name(&site, trusted)
+            },
             object_size: site.object_size,
             allocated: sum.allocated,
             freed: if sum.raw().untracked == 0 && control.sample_shift == 0 {
@@ -190,7 +198,11 @@ pub(super) fn take(tracer: &mut Tracer, duration: Duration, costs: Vec<(&'static
             live,
             tracked_live: count.objects,
             survivors: tracer.sites.estimate(index, &sum, count.survivors),
-            oldest_s: if count.oldest_ns == 0 { 0.0 } else { now.saturating_sub(count.oldest_ns) as f64 / 1e9 },
+            oldest_s: if count.oldest_ns == 0 {
+                0.0
+            } else {
+                now.saturating_sub(count.oldest_ns) as f64 / 1e9
+            },
             lifetimes: sum.lifetimes,
             series: tracer.sites.series(index),
             tasks: task_shares(by_task.remove(&id).unwrap_or_default(), &tasks),
@@ -254,7 +266,9 @@ fn task_name(pid: u32, tasks: &FxHashMap<u32, String>) -> String {
         return "(interrupt or idle)".to_owned();
     }
     tasks.get(&pid).cloned().unwrap_or_else(|| {
-        std::fs::read(format!("/proc/{pid}/comm"))
-            .map_or_else(|_| "(exited)".to_owned(), |name| String::from_utf8_lossy(&name).trim_end().to_owned())
+        std::fs::read(format!("/proc/{pid}/comm")).map_or_else(
+            |_| "(exited)".to_owned(),
+            |name| String::from_utf8_lossy(&name).trim_end().to_owned(),
+        )
     })
 }

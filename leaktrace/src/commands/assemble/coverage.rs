@@ -1,0 +1,120 @@
+//! What the numbers cover, and what they cost.
+
+use super::{Checks, Judged, Surroundings};
+use crate::{
+    analysis::crosscheck::Agreement,
+    report::model::{BlindSpot, Coverage, HookReport, LostReport, Overhead, ProgramReport},
+    tracer::{Snapshot, hooks},
+};
+
+pub(super) fn coverage(
+    snapshot: &Snapshot,
+    surroundings: &Surroundings,
+    refuted: &[Judged<'_>],
+    checks: &Checks,
+) -> Coverage {
+    let lost = &snapshot.lost;
+    Coverage {
+        hooks: snapshot
+            .hooks
+            .iter()
+            .map(|state| HookReport {
+                name: state.hook.name,
+                path: state.hook.path,
+                mechanism: hooks::MECHANISM,
+                attached: state.error.is_none(),
+                error: state.error.clone(),
+            })
+            .collect(),
+        blind_spots: blind_spots(snapshot, surroundings, refuted, checks),
+        lost: LostReport {
+            recursion_misses: lost.recursion_misses,
+            live_overflow: lost.live_overflow,
+            stack_overflow: lost.stack_overflow,
+            implicit_frees: lost.implicit_frees,
+            site_overflow: lost.site_overflow,
+            stacks_failed: lost.stacks_failed,
+            unknown_caches: lost.unknown_caches,
+        },
+        sampling: snapshot.sampling,
+    }
+}
+
+fn blind_spots(
+    snapshot: &Snapshot,
+    surroundings: &Surroundings,
+    refuted: &[Judged<'_>],
+    checks: &Checks,
+) -> Vec<BlindSpot> {
+    let mut spots = Vec::new();
+    let mut spot = |path: &str, effect: &str, caches: Vec<String>| {
+        spots.push(BlindSpot { path: path.to_owned(), effect: effect.to_owned(), caches });
+    };
+    let with = |wanted: Agreement| {
+        checks
+            .iter()
+            .filter(|(_, (_, check))| check.agreement == wanted)
+            .map(|(name, _)| name.clone())
+            .collect::<Vec<_>>()
+    };
+    let [frees, allocations] = hooks::UNSEEN;
+    spot(frees.path, frees.effect, with(Agreement::Contradicts));
+    spot(allocations.path, allocations.effect, with(Agreement::MoreInSlabinfo));
+    if !refuted.is_empty() {
+        let mut caches: Vec<_> = refuted.iter().map(|judged| judged.site.cache.clone()).collect();
+        caches.sort();
+        caches.dedup();
+        let effect = format!(
+            "{} sites look as if they leaked, but /proc/slabinfo contradicts their caches: not ranked",
+            refuted.len()
+        );
+        spot("frees without an event", &effect, caches);
+    }
+    for state in snapshot.hooks.iter().filter(|state| state.error.is_some()) {
+        spot(state.hook.path, state.hook.without, Vec::new());
+    }
+    if !snapshot.page_lookup {
+        let reason =
+            surroundings.no_page_lookup.as_deref().unwrap_or("the page of an object led to another cache");
+        let effect = format!(
+            "{reason}: kmalloc caches are named by size, and frees by kfree of older objects have no cache"
+        );
+        spot("cache of a kmalloc object", &effect, Vec::new());
+    }
+    if let Some(error) = &surroundings.slabinfo_error {
+        spot("/proc/slabinfo", &format!("{error}: nothing could be compared with it"), Vec::new());
+    }
+    if let Some(note) = surroundings.places.note() {
+        spot("/proc/kallsyms", note, Vec::new());
+    }
+    spots
+}
+
+pub(super) fn overhead(snapshot: &Snapshot, surroundings: &Surroundings) -> Overhead {
+    let ns: u64 = snapshot.costs.iter().map(|(_, cost)| cost.ns).sum();
+    let cpu_s = snapshot.measured_s * f64::from(surroundings.machine.online_cpus);
+    Overhead {
+        programs: snapshot
+            .costs
+            .iter()
+            .map(|(name, cost)| ProgramReport { name, runs: cost.runs, ns_per_run: cost.ns_per_run() })
+            .collect(),
+        cpu_percent: (cpu_s > 0.0).then(|| ns as f64 / 1e9 / cpu_s * 100.0),
+        user_space_cpu_s: own_cpu_s(),
+        tables_kb: snapshot.sizes.bytes() / 1_024,
+        max_objects: snapshot.sizes.max_objects,
+        slowest_scan_ms: snapshot.slowest_scan.as_secs_f64() * 1e3,
+    }
+}
+
+/// CPU time of this process in seconds.
+fn own_cpu_s() -> f64 {
+    // SAFETY: all-zero is a valid rusage, and the pointer is valid.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}

@@ -1,0 +1,164 @@
+//! One finding: a site, where it is, who is to blame, and why in words.
+
+use super::{Judged, Surroundings};
+use crate::{
+    analysis::{crosscheck::Check, lifetime},
+    cli::TraceArgs,
+    report::model::{Amount, Finding, Frame, Growth, Lifetime, Object, Stack, Survivors, Task},
+    tracer::{SiteRecord, Snapshot},
+    units,
+};
+
+pub(super) fn finding(
+    rank: usize,
+    judged: &Judged<'_>,
+    snapshot: &Snapshot,
+    surroundings: &Surroundings,
+    args: &TraceArgs,
+) -> Finding {
+    let site = judged.site;
+    let size = u64::from(site.object_size);
+    let stacks: Vec<Stack> = site
+        .stacks
+        .iter()
+        .map(|stack| Stack {
+            objects: stack.objects,
+            bytes: stack.objects * size,
+            frames: stack
+                .frames
+                .iter()
+                .take(args.stack_depth as usize)
+                .flat_map(|&address| surroundings.places.frames(address))
+                .collect(),
+        })
+        .collect();
+    let call_site = call_site(site, surroundings);
+    let (module, is_module) = culprit(&call_site, stacks.first());
+    Finding {
+        rank,
+        verdict: judged.evidence.verdict().word(),
+        score: judged.evidence.score().round(),
+        family: site.family,
+        cache: site.cache.clone(),
+        module,
+        is_module,
+        call_site,
+        allocated: site.allocated,
+        freed: site.freed,
+        implicit_frees: site.implicit_frees,
+        live: Amount { objects: site.live, bytes: site.live * size },
+        survivors: Survivors {
+            objects: site.survivors,
+            bytes: site.survivors * size,
+            oldest_s: site.oldest_s,
+        },
+        growth: Growth { bytes_per_s: judged.evidence.growth * f64::from(site.object_size), p_value: None },
+        lifetime: Lifetime {
+            p50_us: lifetime::percentile_us(&site.lifetimes, 0.5),
+            p99_us: lifetime::percentile_us(&site.lifetimes, 0.99),
+        },
+        tasks: site
+            .tasks
+            .iter()
+            .map(|task| Task { comm: task.comm.clone(), pid: task.pid, objects: task.objects })
+            .collect(),
+        stacks,
+        objects: site
+            .objects
+            .iter()
+            .map(|object| Object {
+                address: object.address,
+                size: if object.size == 0 { site.object_size } else { object.size },
+                age_s: snapshot.taken_ns.saturating_sub(object.time_ns) as f64 / 1e9,
+            })
+            .collect(),
+        evidence: words(judged, snapshot, args),
+    }
+}
+
+fn call_site(site: &SiteRecord, surroundings: &Surroundings) -> Frame {
+    if site.call_site == 0 {
+        return Frame { symbol: Some("(site table full)".into()), ..Frame::default() };
+    }
+    // The innermost inlined function has the line, the function around it the symbol.
+    let mut frames = surroundings.places.frames(site.call_site);
+    let line = frames.first().map(|frame| (frame.file.clone(), frame.line)).unwrap_or_default();
+    let outer = frames.pop().unwrap_or_default();
+    Frame { file: line.0, line: line.1, ..outer }
+}
+
+/// Functions that allocate for others: their callers are to blame.
+const WRAPPERS: [&str; 12] = [
+    "kmemdup",
+    "kstrdup",
+    "kvmalloc",
+    "__kvmalloc",
+    "krealloc",
+    "kasprintf",
+    "kvasprintf",
+    "__alloc_skb",
+    "alloc_skb",
+    "devm_kmalloc",
+    "memdup_user",
+    "mempool_",
+];
+
+/// The innermost module on the stack, or the innermost function that allocates for itself.
+fn culprit(call_site: &Frame, stack: Option<&Stack>) -> (String, bool) {
+    let frames = || std::iter::once(call_site).chain(stack.into_iter().flat_map(|stack| stack.frames.iter()));
+    if let Some(module) = frames().find_map(|frame| frame.module.clone()) {
+        return (module, true);
+    }
+    let own = frames().find_map(|frame| {
+        frame.symbol.as_ref().filter(|symbol| !WRAPPERS.iter().any(|wrapper| symbol.starts_with(wrapper)))
+    });
+    (own.cloned().unwrap_or_else(|| call_site.label()), false)
+}
+
+fn words(judged: &Judged<'_>, snapshot: &Snapshot, args: &TraceArgs) -> Vec<String> {
+    let site = judged.site;
+    let mut words = vec![format!(
+        "{} of {} objects allocated in {} are alive, the oldest {} old; {} older than {}",
+        units::count(site.live),
+        units::count(site.allocated),
+        units::seconds(snapshot.duration.as_secs_f64()),
+        units::seconds(site.oldest_s),
+        units::count(site.survivors),
+        units::seconds(args.survivor_age().as_secs_f64()),
+    )];
+    let growth = judged.evidence.growth * f64::from(site.object_size);
+    words.push(if growth.abs() < 1.0 {
+        "no steady growth".to_owned()
+    } else {
+        let sign = if growth > 0.0 { "+" } else { "" };
+        format!("median growth {sign}{}/s over {} ticks", units::bytes(growth), snapshot.ticks)
+    });
+    if let (Some(half), Some(most)) =
+        (lifetime::percentile_us(&site.lifetimes, 0.5), lifetime::percentile_us(&site.lifetimes, 0.99))
+    {
+        words.push(format!(
+            "{} were freed: half within {}, 99 % within {}",
+            units::count(site.freed),
+            units::seconds(half / 1e6),
+            units::seconds(most / 1e6)
+        ));
+    }
+    if site.implicit_frees > 0 {
+        words.push(format!(
+            "{} frees were not seen when they happened: some of the live objects may be freed too",
+            units::count(site.implicit_frees)
+        ));
+    }
+    if let Some(Check { agreement, change: Some(change), .. }) = judged.check {
+        words.push(format!(
+            "/proc/slabinfo: {} {} objects, {}",
+            site.cache,
+            units::change(change),
+            agreement.word()
+        ));
+    }
+    if snapshot.sampling > 1 {
+        words.push(format!("scaled from 1 in {} addresses", snapshot.sampling));
+    }
+    words
+}
