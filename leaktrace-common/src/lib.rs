@@ -64,7 +64,8 @@ pub const ZERO_SIZE_PTR: u64 = 16;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Payload {
-    /// Time of the allocation, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Time of the allocation, in nanoseconds of `CLOCK_MONOTONIC`: exact if the bit [`EXACT_TIME`]
+    /// is set, else that of the last timer tick.
     pub time_ns: u64,
     /// Index of its [`Site`].
     pub site: u32,
@@ -74,6 +75,20 @@ pub struct Payload {
     pub tgid: u32,
     /// Requested bytes for kmalloc; 0 for `kmem_cache`, whose objects are all of one size.
     pub size: u32,
+}
+
+/// In [`Payload::time_ns`]: the time was read for this very object. Reading the clock costs as much
+/// as everything else that a free does, so lifetimes are measured on a sample.
+pub const EXACT_TIME: u64 = 1;
+
+/// Allocations of a site on one CPU that all have their exact time, before a sample has.
+pub const FIRST_EXACT: u64 = 16;
+
+/// Whether the `nth` allocation of a site gets its exact time: 1 in 16 later on. The golden ratio
+/// spreads them evenly over every rhythm in which a site may allocate objects of different fates.
+#[inline(always)]
+pub const fn has_exact_time(nth: u64) -> bool {
+    nth <= FIRST_EXACT || nth.wrapping_mul(GOLDEN) >> 60 == 0
 }
 
 /// A bucket of the live table: its keys in one cache line, then the payloads.
@@ -145,7 +160,13 @@ pub struct Site {
 pub const SITE_PROBES: u32 = 16;
 
 /// Number of lifetime classes in a [`Counters`] cell.
-pub const LIFETIME_CLASSES: usize = 28;
+pub const LIFETIME_CLASSES: usize = 26;
+
+/// log2 of the nanoseconds that a lifetime is counted in.
+const LIFETIME_SHIFT: u32 = 12;
+
+/// Programs that book frees, each with a counter of its own in [`Counters::freed`].
+pub const FREEING_PROGRAMS: usize = 2;
 
 /// Counters of one site on one shard of the CPUs. Four cache lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,23 +180,18 @@ pub struct Counters {
     pub implicit_frees: u64,
     /// Allocations that found every place for them full and are not tracked.
     pub overflowed: u64,
-    /// Frees by lifetime: class `k` counts those of `[2^(k-1), 2^k)` microseconds,
-    /// class 0 those under one, the last one all longer ones.
+    /// Frees that were seen, by the program that saw them: one may interrupt the other, and no
+    /// program adds to a counter of another, so adding need not be atomic.
+    pub freed: [u64; FREEING_PROGRAMS],
+    /// Those of objects with an exact time by lifetime: class `k` counts those of `[2^(k-1), 2^k)`
+    /// times 4.096 microseconds, class 0 shorter ones, the last one all longer ones.
     pub lifetimes: [u64; LIFETIME_CLASSES],
-}
-
-impl Counters {
-    /// Frees that were seen: each is in exactly one lifetime class.
-    pub fn freed(&self) -> u64 {
-        self.lifetimes.iter().sum()
-    }
 }
 
 /// The lifetime class of an age in nanoseconds.
 #[inline(always)]
 pub fn lifetime_class(age_ns: u64) -> usize {
-    let us = age_ns >> 10;
-    let class = log2_floor_plus_one(us);
+    let class = log2_floor_plus_one(age_ns >> LIFETIME_SHIFT);
     if class < LIFETIME_CLASSES { class } else { LIFETIME_CLASSES - 1 }
 }
 
@@ -210,9 +226,9 @@ fn log2_floor_plus_one(value: u64) -> usize {
     bits + v as usize
 }
 
-/// Upper end of a lifetime class in microseconds (units of 1,024 ns).
+/// Upper end of a lifetime class in microseconds.
 pub const fn lifetime_class_end_us(class: usize) -> f64 {
-    (1_u64 << class) as f64 * 1.024
+    (1_u64 << class << LIFETIME_SHIFT) as f64 / 1e3
 }
 
 /// Deepest stack that is kept.
@@ -268,11 +284,18 @@ pub struct CpuState {
     /// Task whose name was last noted on this CPU.
     pub last_pid: u64,
     /// 1 while every allocation may have its stack, 0 while the budget is short.
-    pub plenty: u64,
+    pub plenty: u32,
+    /// One bit for each program that is capturing a stack on this CPU. Kernels before 6.1 let a
+    /// program interrupt itself, and its buffer is one only.
+    pub capturing: u32,
     /// Stacks captured.
     pub stacks: u64,
     /// Nanoseconds spent in capturing them.
     pub stacks_ns: u64,
+    /// The kernel's count of timer ticks when `tick_ns` was read.
+    pub tick: u64,
+    /// Time of that tick.
+    pub tick_ns: u64,
 }
 
 /// Everything about the running kernel and the run that the programs need to know, resolved
@@ -332,8 +355,9 @@ pub struct Config {
     pub shard_mask: u32,
     /// log2 of the number of sites; a cell of the counters is `shard << site_bits | site`.
     pub site_bits: u32,
-    /// 1 when several CPUs share a shard, and counters must be added to atomically.
-    pub shards_shared: u32,
+    /// 1 when counters must be added to atomically: several CPUs share a shard, or a program may
+    /// interrupt itself.
+    pub counters_shared: u32,
     /// 1 when only caches in the `CACHES` map are recorded.
     pub filter_caches: u32,
     /// Smallest object size recorded.
@@ -381,14 +405,28 @@ mod tests {
     #[test]
     fn lifetime_classes_cover_their_ranges() {
         assert_eq!(lifetime_class(0), 0);
-        assert_eq!(lifetime_class(1_023), 0);
-        assert_eq!(lifetime_class(1_024), 1);
-        assert_eq!(lifetime_class(2_048), 2);
-        assert_eq!(lifetime_class(1 << 20), 11);
+        assert_eq!(lifetime_class(4_095), 0);
+        assert_eq!(lifetime_class(4_096), 1);
+        assert_eq!(lifetime_class(8_192), 2);
+        assert_eq!(lifetime_class(1 << 20), 9);
+        assert_eq!(lifetime_class(60_000_000_000), LIFETIME_CLASSES - 2);
+        assert_eq!(lifetime_class(70_000_000_000), LIFETIME_CLASSES - 1);
         assert_eq!(lifetime_class(u64::MAX), LIFETIME_CLASSES - 1);
         for class in 1..LIFETIME_CLASSES - 1 {
-            assert_eq!(lifetime_class((1 << (class - 1)) << 10), class);
-            assert_eq!(lifetime_class(((1 << class) << 10) - 1), class);
+            assert_eq!(lifetime_class((1 << (class - 1)) << LIFETIME_SHIFT), class);
+            assert_eq!(lifetime_class(((1 << class) << LIFETIME_SHIFT) - 1), class);
+        }
+    }
+
+    #[test]
+    fn exact_times_are_a_fair_sample() {
+        // Of every object in a rhythm of up to 48 the same share is measured.
+        for period in 1..=48_u64 {
+            for phase in 0..period {
+                let all = 16_384;
+                let exact = (1..=all).filter(|i| has_exact_time(FIRST_EXACT + phase + i * period)).count() as u64;
+                assert!(exact.abs_diff(all / 16) * 10 <= all / 16, "{exact} at {phase} of {period}");
+            }
         }
     }
 

@@ -29,7 +29,7 @@ pub(crate) static CONFIG: Config = Config {
     stack_index_mask: 0,
     shard_mask: 0,
     site_bits: 0,
-    shards_shared: 0,
+    counters_shared: 0,
     weakly_ordered: 0,
     filter_caches: 0,
     min_size: 0,

@@ -37,11 +37,12 @@ pub unsafe fn claim(word: *mut u64, key: u64) -> Slot {
     }
 }
 
-/// A 64-bit hash of two words that is never 0: the finaliser of `SplitMix64` over a sum.
+/// The bits of [`hash_pair`] from here up choose a slot: there are never more than 2^16.
+pub const SITE_SHIFT: u32 = 48;
+
+/// A 64-bit hash of two words that is never 0. Its upper quarter is the best one: what differs in
+/// the words' lower bits gets there by the multiplications, which do not wait for each other.
 #[inline(always)]
 pub const fn hash_pair(a: u64, b: u64) -> u64 {
-    let mut h = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b;
-    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (h ^ (h >> 31)) | 1
+    (a.wrapping_mul(leaktrace_common::GOLDEN) ^ b.rotate_left(32).wrapping_mul(0xbf58_476d_1ce4_e5b9)) | 1
 }

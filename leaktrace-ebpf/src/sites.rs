@@ -7,7 +7,7 @@ use leaktrace_common::{
 };
 use leaktrace_ebpf::{
     atomic,
-    probe::{Slot, claim, hash_pair},
+    probe::{SITE_SHIFT, Slot, claim, hash_pair},
 };
 
 use crate::{
@@ -34,7 +34,7 @@ pub(crate) struct Origin {
 pub(crate) fn find(control: *mut Control, origin: &Origin) -> Option<(u32, u32)> {
     let key = hash_pair(origin.call_site, origin.discriminator);
     for probe in 0..SITE_PROBES {
-        let index = ((key >> 32) as u32).wrapping_add(probe) & config!(site_mask);
+        let index = ((key >> SITE_SHIFT) as u32).wrapping_add(probe) & config!(site_mask);
         if index == SITE_OTHER {
             continue;
         }

@@ -32,7 +32,6 @@ pub(crate) fn capture(
     program: u32,
     control: *mut Control,
     cpu: *mut CpuState,
-    now: u64,
     hash: u64,
     site_flags: u32,
     nth: u64,
@@ -45,13 +44,21 @@ pub(crate) fn capture(
         if !first && (*cpu).plenty == 0 && hash & mask != 0 {
             return 0;
         }
+        let busy = 1_u32 << program;
+        if (*cpu).capturing & busy != 0 {
+            atomic::add(&raw mut (*control).stacks_failed, 1);
+            return 0;
+        }
+        let now = bpf_ktime_get_ns();
         refill(cpu, now);
         let floor = if nth <= FIRST_STACKS { -BURST_NS } else { 0 };
         if (*cpu).tokens_ns <= floor && config!(stack_share) < WHOLE_CPU {
             (*cpu).plenty = 0;
             return 0;
         }
+        (*cpu).capturing |= busy;
         let id = take(ctx, program, control);
+        (*cpu).capturing &= !busy;
         let spent = bpf_ktime_get_ns().wrapping_sub(now);
         (*cpu).tokens_ns = (*cpu).tokens_ns.wrapping_sub(spent as i64);
         (*cpu).stacks += 1;

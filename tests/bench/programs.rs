@@ -57,7 +57,8 @@ pub(crate) fn costs(before: &HashMap<u32, String>) -> Result<Costs> {
         let cost = match name {
             _ if before.contains_key(&program.id()) => continue,
             name if name.contains("free") => &mut costs.frees,
-            name if name.contains("alloc") => &mut costs.allocations,
+            // The kernel cuts names off after 15 bytes.
+            name if name.contains("allo") => &mut costs.allocations,
             _ => continue,
         };
         cost.ns += program.run_time().as_nanos() as u64;

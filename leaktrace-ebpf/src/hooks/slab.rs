@@ -7,13 +7,16 @@ use core::arch::asm;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_smp_processor_id, generated::bpf_ktime_get_ns},
+    helpers::{
+        bpf_get_smp_processor_id,
+        generated::{bpf_jiffies64, bpf_ktime_get_ns},
+    },
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    Control, FAMILY_KMALLOC, FAMILY_KMEM_CACHE, FAMILY_UNKNOWN_FREE, Payload, SITE_IGNORED, SITE_OTHER,
-    UNKNOWN_FREE_CALL_SITE, ZERO_SIZE_PTR, address_hash, encode_address, is_sampled, lifetime_class,
+    Control, CpuState, EXACT_TIME, FAMILY_KMALLOC, FAMILY_KMEM_CACHE, FAMILY_UNKNOWN_FREE, Payload, SITE_IGNORED, SITE_OTHER,
+    UNKNOWN_FREE_CALL_SITE, ZERO_SIZE_PTR, address_hash, encode_address, has_exact_time, is_sampled, lifetime_class,
 };
 use leaktrace_ebpf::{
     atomic,
@@ -66,12 +69,12 @@ fn object(ctx: &RawTracePointContext) -> u64 {
     argument_at!(ctx.as_ptr(), "8")
 }
 
-/// Adds one to a counter that only one program increments on this shard, unless CPUs share it.
+/// Adds one to a counter that one program adds to on this shard, unless it is shared after all.
 #[inline(always)]
 unsafe fn count(counter: *mut u64, site: u32) {
     // SAFETY: the caller passes a field of a map value.
     unsafe {
-        if config!(shards_shared) != 0 || site == SITE_OTHER {
+        if config!(counters_shared) != 0 || site == SITE_OTHER {
             atomic::add(counter, 1);
         } else {
             *counter += 1;
@@ -99,14 +102,15 @@ fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u3
             return None;
         }
         let state = CPUS.get_ptr_mut(cpu)?;
-        let now = bpf_ktime_get_ns();
+        let nth = (*cell).allocated;
+        let time_ns = time_of_allocation(state, nth);
         let tgid = tasks::current(state);
         let stack = if config!(stack_depth) == 0 {
             0
         } else {
-            stacks::capture(ctx, program, control, state, now, hash, flags, (*cell).allocated)
+            stacks::capture(ctx, program, control, state, hash, flags, nth)
         };
-        let payload = Payload { time_ns: now, site, stack, tgid, size };
+        let payload = Payload { time_ns, site, stack, tgid, size };
         let key = encode_address(origin.object);
         let stored =
             table::put(bucket(hash)?, &mut OverflowMap(control), key, &payload, config!(weakly_ordered) != 0);
@@ -118,6 +122,24 @@ fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u3
         }
     }
     None
+}
+
+/// The time that an object is given: exact for some, and that of the last timer tick for the others.
+#[inline(always)]
+unsafe fn time_of_allocation(state: *mut CpuState, nth: u64) -> u64 {
+    // SAFETY: helpers without arguments, and this CPU's own map value. A program that interrupts
+    // this one between the two writes leaves a time that is at most a tick older.
+    unsafe {
+        if has_exact_time(nth) {
+            return bpf_ktime_get_ns() | EXACT_TIME;
+        }
+        let tick = bpf_jiffies64();
+        if (*state).tick != tick {
+            (*state).tick_ns = bpf_ktime_get_ns() & !EXACT_TIME;
+            (*state).tick = tick;
+        }
+        (*state).tick_ns
+    }
 }
 
 /// The free of the object that was at this address before was not seen.
@@ -163,9 +185,10 @@ impl Overflow for OverflowMap {
     }
 }
 
-/// Books a free; `cache` is the object's `struct kmem_cache` where the event names it, else 0.
+/// Books a free seen by a program; `cache` is the object's `struct kmem_cache` where the event
+/// names it, else 0.
 #[inline(always)]
-fn freed(object: u64, cache: u64) -> Option<()> {
+fn freed(program: usize, object: u64, cache: u64) -> Option<()> {
     if object <= ZERO_SIZE_PTR {
         return None;
     }
@@ -181,12 +204,16 @@ fn freed(object: u64, cache: u64) -> Option<()> {
     };
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    let Some((time_ns, site)) = found else { return unknown_free(control, object, cache, cpu) };
+    let Some((time_ns, site)) = found else { return unknown_free(control, program, object, cache, cpu) };
     let cell = counters(site & config!(site_mask), cpu)?;
-    // SAFETY: a helper without arguments, and a map value: kfree and kmem_cache_free may nest, so atomic.
+    // SAFETY: a helper without arguments, and a map value. Both programs that free count lifetimes,
+    // and one may interrupt the other, so that is atomic.
     unsafe {
-        let class = lifetime_class(bpf_ktime_get_ns().wrapping_sub(time_ns));
-        atomic::add((&raw mut (*cell).lifetimes).cast::<u64>().add(class), 1);
+        count(&raw mut (*cell).freed[program], site);
+        if time_ns & EXACT_TIME != 0 {
+            let class = lifetime_class(bpf_ktime_get_ns().wrapping_sub(time_ns));
+            atomic::add((&raw mut (*cell).lifetimes).cast::<u64>().add(class), 1);
+        }
     }
     None
 }
@@ -194,7 +221,7 @@ fn freed(object: u64, cache: u64) -> Option<()> {
 /// Counts the free of an object that the table does not have, by cache: most are older than the
 /// trace, and the comparison with /proc/slabinfo needs them.
 #[inline(always)]
-fn unknown_free(control: *mut Control, object: u64, cache: u64, cpu: u32) -> Option<()> {
+fn unknown_free(control: *mut Control, program: usize, object: u64, cache: u64, cpu: u32) -> Option<()> {
     let cache = if cache == 0 { pages::cache_of(object).unwrap_or(0) } else { cache };
     let origin = Origin {
         call_site: UNKNOWN_FREE_CALL_SITE,
@@ -208,7 +235,7 @@ fn unknown_free(control: *mut Control, object: u64, cache: u64, cpu: u32) -> Opt
     let (site, _) = sites::find(control, &origin)?;
     let cell = counters(site, cpu)?;
     // SAFETY: a map value.
-    unsafe { atomic::add((&raw mut (*cell).lifetimes).cast::<u64>(), 1) };
+    unsafe { count(&raw mut (*cell).freed[program], site) };
     None
 }
 
@@ -285,7 +312,7 @@ pub(crate) fn kmem_cache_alloc_node(ctx: RawTracePointContext) -> u32 {
 /// Objects of any cache freed by `kfree`; also fires for NULL.
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn kfree(ctx: RawTracePointContext) -> u32 {
-    freed(object(&ctx), 0);
+    freed(0, object(&ctx), 0);
     0
 }
 
@@ -293,7 +320,7 @@ pub(crate) fn kfree(ctx: RawTracePointContext) -> u32 {
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn kmem_cache_free(ctx: RawTracePointContext) -> u32 {
     let cache = if config!(cache_free_cache) == 0 { 0 } else { argument(&ctx, config!(cache_free_cache)) };
-    freed(object(&ctx), cache);
+    freed(1, object(&ctx), cache);
     0
 }
 

@@ -60,9 +60,13 @@ impl Layout {
                 no_page_lookup.unwrap_or_default()
             ));
         }
+        let node_events = has_tracepoint(btf, "kmalloc_node");
+        // Both changed in 6.1: since then a raw tracepoint's program never interrupts itself
+        // (`kernel/trace/bpf_trace.c`, `__bpf_trace_run`).
+        config.counters_shared = u32::from(node_events);
         Ok(Self {
             config,
-            node_events: has_tracepoint(btf, "kmalloc_node"),
+            node_events,
             task_rename: has_tracepoint(btf, "task_rename"),
             no_page_lookup,
         })

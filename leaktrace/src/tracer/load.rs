@@ -56,7 +56,7 @@ fn complete(mut config: Config, sizes: &Sizes, settings: &Settings) -> Config {
     config.site_bits = sizes.sites.trailing_zeros();
     config.stack_index_mask = sizes.stacks - 1;
     config.shard_mask = sizes.shards - 1;
-    config.shards_shared = u32::from(sizes.shards < sizes.cpus);
+    config.counters_shared |= u32::from(sizes.shards < sizes.cpus);
     config.stack_share = (settings.stack_share * f64::from(1 << 20)) as u32;
     config.stack_depth = if config.stack_share == 0 { 0 } else { settings.stack_depth };
     config.min_size = settings.min_size;

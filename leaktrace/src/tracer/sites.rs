@@ -25,22 +25,19 @@ pub struct Sum {
     pub implicit_frees: u64,
     /// Allocations that found no place.
     pub overflowed: u64,
-    /// Frees by lifetime.
+    /// Frees that were seen.
+    pub freed: u64,
+    /// A sample of them by lifetime.
     pub lifetimes: [u64; LIFETIME_CLASSES],
 }
 
 impl Sum {
-    /// Frees that were seen.
-    pub fn freed(&self) -> u64 {
-        self.lifetimes.iter().sum()
-    }
-
     /// What the scaling of samples needs.
     pub fn raw(&self) -> Raw {
         Raw {
             allocated: self.allocated,
             untracked: self.unsampled + self.overflowed,
-            freed: self.freed() + self.implicit_frees,
+            freed: self.freed + self.implicit_frees,
         }
     }
 }
@@ -97,6 +94,7 @@ impl SiteTable {
             sum.unsampled += cell.unsampled;
             sum.implicit_frees += cell.implicit_frees;
             sum.overflowed += cell.overflowed;
+            sum.freed += cell.freed.iter().sum::<u64>();
             for (total, count) in sum.lifetimes.iter_mut().zip(cell.lifetimes) {
                 *total += count;
             }
@@ -110,7 +108,7 @@ impl SiteTable {
         let used: Vec<_> = self.used().map(|(index, site)| (index, site.family)).collect();
         for (index, family) in used {
             let sum = self.sum(index);
-            let freed = sum.freed();
+            let freed = sum.freed;
             tick.freed += freed;
             if family == FAMILY_UNKNOWN_FREE {
                 continue;
@@ -139,7 +137,7 @@ impl SiteTable {
             let before = self.shift;
             let memory = self.memory.entry(index).or_default();
             if family == FAMILY_UNKNOWN_FREE {
-                memory.unknown = (scaled(memory.unknown, sum.freed(), before), sum.freed());
+                memory.unknown = (scaled(memory.unknown, sum.freed, before), sum.freed);
             } else {
                 memory.epoch = memory.epoch.shrink(&sum.raw(), kept[index], halvings);
             }
@@ -150,7 +148,7 @@ impl SiteTable {
     /// Frees of objects that were not tracked, scaled to all addresses.
     pub fn unknown_frees(&self, site: usize, sum: &Sum) -> u64 {
         let before = self.memory.get(&site).map_or((0.0, 0), |memory| memory.unknown);
-        scaled(before, sum.freed(), self.shift).round() as u64
+        scaled(before, sum.freed, self.shift).round() as u64
     }
 
     /// Scales what is live of the sample.
