@@ -259,6 +259,8 @@ pub struct Control {
     pub stack_mask: u64,
     /// Objects now in the overflow map.
     pub overflow_live: u64,
+    /// Allocations that found the overflow map full, too, of all sites.
+    pub overflow_lost: u64,
     /// Sites that did not fit the site table (events, not sites).
     pub sites_full: u64,
     /// Stacks that did not fit the stack table.
@@ -424,7 +426,8 @@ mod tests {
         for period in 1..=48_u64 {
             for phase in 0..period {
                 let all = 16_384;
-                let exact = (1..=all).filter(|i| has_exact_time(FIRST_EXACT + phase + i * period)).count() as u64;
+                let exact =
+                    (1..=all).filter(|i| has_exact_time(FIRST_EXACT + phase + i * period)).count() as u64;
                 assert!(exact.abs_diff(all / 16) * 10 <= all / 16, "{exact} at {phase} of {period}");
             }
         }

@@ -34,15 +34,15 @@ struct Cli {
     write: Option<PathBuf>,
 }
 
-/// What one subject showed in one round.
+/// What one subject showed in one round, in nanoseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
-    /// Nanoseconds for each operation, by kind of work.
-    pub(crate) op_ns: [f64; 3],
-    /// Nanoseconds for each allocation event in the subject's programs.
-    pub(crate) alloc_ns: Option<f64>,
-    /// Nanoseconds for each free event.
-    pub(crate) free_ns: Option<f64>,
+    /// For each operation, by kind of work.
+    pub(crate) op: [f64; 3],
+    /// For each allocation event in the subject's programs.
+    pub(crate) alloc: Option<f64>,
+    /// For each free event.
+    pub(crate) free: Option<f64>,
 }
 
 fn main() -> ExitCode {
@@ -59,7 +59,9 @@ fn bench(cli: &Cli) -> Result<()> {
     let peer = cli.peer.clone().or_else(peer_in_path);
     let subjects = Subject::all(peer.is_some());
     if peer.is_none() {
-        eprintln!("bench: no memleak in PATH and no --peer: leaktrace is compared with an empty program only");
+        eprintln!(
+            "bench: no memleak in PATH and no --peer: leaktrace is compared with an empty program only"
+        );
     }
     churn::stay_on_one_cpu()?;
     let mut rounds = Vec::new();
@@ -68,7 +70,8 @@ fn bench(cli: &Cli) -> Result<()> {
         let mut round = Vec::new();
         for subject in &subjects {
             round.push(
-                measure(subject, cli, peer.as_deref()).with_context(|| format!("measuring: {}", subject.name()))?,
+                measure(subject, cli, peer.as_deref())
+                    .with_context(|| format!("measuring: {}", subject.name()))?,
             );
         }
         rounds.push(round);
@@ -87,8 +90,8 @@ fn bench(cli: &Cli) -> Result<()> {
 fn measure(subject: &Subject, cli: &Cli, peer: Option<&str>) -> Result<Measured> {
     let time = Duration::from_millis(cli.time);
     let running = subject.start(&cli.leaktrace, peer)?;
-    let mut op_ns = [0.0; 3];
-    for (churn, ns) in Churn::ALL.into_iter().zip(&mut op_ns) {
+    let mut op = [0.0; 3];
+    for (churn, ns) in Churn::ALL.into_iter().zip(&mut op) {
         churn.run(time / 10)?;
         *ns = churn.run(time)?;
     }
@@ -99,7 +102,7 @@ fn measure(subject: &Subject, cli: &Cli, peer: Option<&str>) -> Result<Measured>
     }
     let costs = running.costs()?.since(before);
     drop(statistics);
-    Ok(Measured { op_ns, alloc_ns: costs.allocations.each(), free_ns: costs.frees.each() })
+    Ok(Measured { op, alloc: costs.allocations.each(), free: costs.frees.each() })
 }
 
 /// memleak of libbpf-tools by the names that distributions give it.
@@ -114,7 +117,7 @@ fn peer_in_path() -> Option<String> {
 
 /// The command for a reader: the peer's place is nobody else's.
 fn command_line() -> String {
-    let mut command = "cargo xtask bench".to_owned();
+    let command = "cargo xtask bench";
     let mut args = std::env::args().skip(1);
     let mut rest = Vec::new();
     while let Some(arg) = args.next() {
@@ -127,8 +130,5 @@ fn command_line() -> String {
             _ => rest.push(arg),
         }
     }
-    if !rest.is_empty() {
-        command += &format!(" -- {}", rest.join(" "));
-    }
-    command
+    if rest.is_empty() { command.to_owned() } else { format!("{command} -- {}", rest.join(" ")) }
 }

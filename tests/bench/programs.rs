@@ -34,7 +34,10 @@ impl Costs {
     /// What was added since an earlier look.
     pub(crate) fn since(self, before: Self) -> Self {
         let cost = |now: Cost, then: Cost| Cost { ns: now.ns - then.ns, runs: now.runs - then.runs };
-        Self { allocations: cost(self.allocations, before.allocations), frees: cost(self.frees, before.frees) }
+        Self {
+            allocations: cost(self.allocations, before.allocations),
+            frees: cost(self.frees, before.frees),
+        }
     }
 }
 
@@ -93,8 +96,13 @@ struct OpenAttr {
     padding: u32,
 }
 
-/// A program of two instructions, `return 0`, on a tracepoint; it stays until dropped.
-pub(crate) fn attach_empty(tracepoint: &str) -> Result<[OwnedFd; 2]> {
+/// A program of two instructions, `return 0`, on each tracepoint; they stay until dropped.
+pub(crate) fn attach_empty(tracepoints: &[&str]) -> Result<Vec<OwnedFd>> {
+    let pairs: Vec<_> = tracepoints.iter().map(|tracepoint| attach_one(tracepoint)).collect::<Result<_>>()?;
+    Ok(pairs.into_iter().flatten().collect())
+}
+
+fn attach_one(tracepoint: &str) -> Result<[OwnedFd; 2]> {
     // mov r0, 0; exit
     let code: [u64; 2] = [0xb7, 0x95];
     let license = c"GPL";

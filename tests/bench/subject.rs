@@ -53,13 +53,11 @@ impl Subject {
     /// Starts it, and waits until its programs are there.
     pub(crate) fn start(&self, leaktrace: &Path, peer: Option<&str>) -> Result<Running> {
         let before = programs::loaded()?;
-        let mut running = Running { before, child: None, _programs: Vec::new() };
+        let mut running = Running { before, child: None, empty: Vec::new() };
         match self {
             Self::Untraced => return Ok(running),
             Self::Empty => {
-                for tracepoint in TRACEPOINTS {
-                    running._programs.extend(programs::attach_empty(tracepoint)?);
-                }
+                running.empty = programs::attach_empty(&TRACEPOINTS)?;
             }
             Self::Leaktrace { args, .. } => {
                 let mut command = Command::new(leaktrace);
@@ -90,12 +88,13 @@ fn spawn(command: &mut Command) -> Result<Child> {
 pub(crate) struct Running {
     before: HashMap<u32, String>,
     child: Option<Child>,
-    _programs: Vec<OwnedFd>,
+    #[expect(dead_code, reason = "held open, and so attached")]
+    empty: Vec<OwnedFd>,
 }
 
 /// How long a set of programs must stay the same to count as complete.
 const SETTLED: Duration = Duration::from_millis(700);
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 impl Running {
     fn wait(&mut self) -> Result<()> {

@@ -19,8 +19,8 @@ pub(crate) fn render(names: &[&str], rounds: &[Vec<Measured>], command: &str) ->
     out += " |\n|---|---:|---:|---:|\n";
     for (subject, name) in names.iter().enumerate() {
         let cells = [0, 1, 2].map(|churn| {
-            let ns = median(rounds.iter().map(|round| round[subject].op_ns[churn]));
-            let slowdown = median(rounds.iter().map(|round| round[subject].op_ns[churn] / round[0].op_ns[churn]));
+            let ns = median(rounds.iter().map(|round| round[subject].op[churn]));
+            let slowdown = median(rounds.iter().map(|round| round[subject].op[churn] / round[0].op[churn]));
             if subject == 0 { format!("{ns:.0} ns") } else { format!("{ns:.0} ns, {slowdown:.2}x") }
         });
         let _ = writeln!(out, "| {name} | {} |", cells.join(" | "));
@@ -33,7 +33,7 @@ pub(crate) fn render(names: &[&str], rounds: &[Vec<Measured>], command: &str) ->
             let ratio = median(rounds.iter().filter_map(|round| Some(of(&round[subject])? / of(&round[1])?)));
             format!("{ns:.0} ns | {ratio:.2}x")
         };
-        let _ = writeln!(out, "| {name} | {} | {} |", row(|m| m.alloc_ns), row(|m| m.free_ns));
+        let _ = writeln!(out, "| {name} | {} | {} |", row(|m| m.alloc), row(|m| m.free));
     }
     if let Some(peer) = names.iter().position(|name| *name == "memleak") {
         out += "\n## What each adds to an operation, as part of what memleak adds\n\n| | ";
@@ -41,9 +41,11 @@ pub(crate) fn render(names: &[&str], rounds: &[Vec<Measured>], command: &str) ->
         out += " |\n|---|---:|---:|---:|\n";
         for (subject, name) in names.iter().enumerate().take(peer).skip(1) {
             let cells = [0, 1, 2].map(|churn| {
-                let added = |round: &[Measured], subject: usize| round[subject].op_ns[churn] - round[0].op_ns[churn];
+                let added =
+                    |round: &[Measured], subject: usize| round[subject].op[churn] - round[0].op[churn];
                 let ns = median(rounds.iter().map(|round| added(round, subject)));
-                let part = median(rounds.iter().map(|round| added(round, peer) / added(round, subject).max(1.0)));
+                let part =
+                    median(rounds.iter().map(|round| added(round, peer) / added(round, subject).max(1.0)));
                 format!("{ns:.0} ns, 1/{part:.0}")
             });
             let _ = writeln!(out, "| {name} | {} |", cells.join(" | "));

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     io::{BufRead as _, BufReader, Read as _},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::PathBuf,
     process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -59,10 +59,10 @@ impl Trace {
             .spawn()
             .expect("leaktrace can be run");
         let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
-        let mut line = String::new();
-        while !line.starts_with("Tracing ") {
-            line.clear();
-            assert!(stderr.read_line(&mut line).expect("readable") > 0, "leaktrace ended before tracing");
+        let mut said = String::new();
+        while !said.lines().last().is_some_and(|line| line.starts_with("Tracing ")) {
+            let more = stderr.read_line(&mut said).expect("readable");
+            assert!(more > 0, "leaktrace ended before tracing: {said}");
         }
         Self { child, stderr }
     }
@@ -107,10 +107,16 @@ impl Trace {
 
 /// Allows this process as many open files as `count` pipes take.
 pub fn allow_pipes(count: u64) {
-    let limit = libc::rlimit { rlim_cur: count * 2 + 256, rlim_max: count * 2 + 256 };
+    let needed = count * 2 + 256;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: a valid pointer.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    assert_eq!(result, 0);
+    limit.rlim_cur = limit.rlim_cur.max(needed);
+    limit.rlim_max = limit.rlim_max.max(needed);
+    // SAFETY: as above.
     let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    assert_eq!(result, 0, "cannot raise the file limit");
+    assert_eq!(result, 0, "cannot allow {needed} open files");
 }
 
 /// Pipes: each takes a `pipe_inode_info` and an array of buffers in `alloc_pipe_info`.
@@ -121,6 +127,54 @@ pub fn pipes(count: u64) -> Vec<(OwnedFd, OwnedFd)> {
             (reader.into(), writer.into())
         })
         .collect()
+}
+
+/// A process that holds pipes open: the limit of open files is each process's own.
+pub struct Holder(libc::pid_t);
+
+impl Holder {
+    /// Makes so many pipes in a process of its own.
+    pub fn spawn(pipes: u64) -> Self {
+        let (mut ready, done) = std::io::pipe().expect("a pipe can be made");
+        // SAFETY: the child only makes system calls, which is what a fork of threads may do.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0, "cannot fork");
+        if child == 0 {
+            hold(pipes, done.as_raw_fd());
+        }
+        drop(done);
+        let mut made = [0];
+        ready.read_exact(&mut made).expect("the child makes its pipes");
+        Self(child)
+    }
+}
+
+/// What the child does, until it is killed.
+fn hold(pipes: u64, done: i32) -> ! {
+    // SAFETY: plain system calls on valid pointers.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        for _ in 0..pipes {
+            let mut ends = [0; 2];
+            if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
+                libc::_exit(1);
+            }
+        }
+        libc::write(done, [1_u8].as_ptr().cast(), 1);
+        loop {
+            libc::pause();
+        }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // SAFETY: integers and a null pointer; the child is ours and not waited for.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
 }
 
 /// The findings whose call site lies in a function.
@@ -142,4 +196,26 @@ pub fn number(value: &Value) -> f64 {
 pub fn require_root() {
     // SAFETY: geteuid cannot fail.
     assert_eq!(unsafe { libc::geteuid() }, 0, "these tests trace the kernel: run them by `cargo xtask test`");
+}
+
+/// The report's entry of a slab cache.
+pub fn cache<'a>(report: &'a Value, name: &str) -> &'a Value {
+    report["caches"]
+        .as_array()
+        .expect("caches")
+        .iter()
+        .find(|cache| cache["name"] == name)
+        .unwrap_or_else(|| panic!("the report has no cache {name}"))
+}
+
+/// All caches that some blind spot names.
+pub fn blind_caches(report: &Value) -> Vec<String> {
+    let spots = report["coverage"]["blind_spots"].as_array().expect("blind spots");
+    let caches = spots.iter().flat_map(|spot| spot["caches"].as_array().expect("caches"));
+    caches.map(|cache| cache.as_str().expect("a name").to_owned()).collect()
+}
+
+/// Fails unless a number is what it should be, give or take a part of that.
+pub fn within(found: f64, expected: f64, tolerance: f64) {
+    assert!((found - expected).abs() <= expected * tolerance, "{found} instead of {expected}");
 }

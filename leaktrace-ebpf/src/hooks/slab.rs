@@ -15,8 +15,9 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    Control, CpuState, EXACT_TIME, FAMILY_KMALLOC, FAMILY_KMEM_CACHE, FAMILY_UNKNOWN_FREE, Payload, SITE_IGNORED, SITE_OTHER,
-    UNKNOWN_FREE_CALL_SITE, ZERO_SIZE_PTR, address_hash, encode_address, has_exact_time, is_sampled, lifetime_class,
+    Control, CpuState, EXACT_TIME, FAMILY_KMALLOC, FAMILY_KMEM_CACHE, FAMILY_UNKNOWN_FREE, Payload,
+    SITE_IGNORED, SITE_OTHER, UNKNOWN_FREE_CALL_SITE, ZERO_SIZE_PTR, address_hash, encode_address,
+    has_exact_time, is_sampled, lifetime_class,
 };
 use leaktrace_ebpf::{
     atomic,
@@ -119,6 +120,7 @@ fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u3
         }
         if !stored.tracked {
             atomic::add(&raw mut (*cell).overflowed, 1);
+            atomic::add(&raw mut (*control).overflow_lost, 1);
         }
     }
     None

@@ -70,13 +70,25 @@ pub struct Check {
 /// Objects that differ for reasons of timing: the two are not read in the same instant.
 const TIMING: u64 = 32;
 
+/// Full sheaves that each node keeps for its CPUs (`mm/slub.c`, `MAX_FULL_SHEAVES`, 6.18 and later).
+const SHEAVES_PER_NODE: u64 = 10;
+
+/// Where free objects can hide.
+#[derive(Clone, Copy, Debug)]
+pub struct Processors {
+    /// CPUs that are online.
+    pub cpus: u32,
+    /// Memory nodes.
+    pub nodes: u32,
+}
+
 /// Compares one cache. `sampling` is 1, or the factor by which the traced numbers were scaled.
 pub fn check(
     traced: &Traced,
     before: Option<&SlabCache>,
     after: Option<&SlabCache>,
     traits: Option<&CacheTraits>,
-    cpus: u32,
+    processors: Processors,
     sampling: u64,
 ) -> Check {
     let Some(sample) = after.or(before) else {
@@ -90,7 +102,9 @@ pub fn check(
     let per_cpu = u64::from(sample.objects_per_slab) + partial + 3 * sheaf;
     let traffic = traced.allocated + traced.freed + traced.unknown_freed;
     let scaling = if sampling > 1 { ((traffic * sampling) as f64).sqrt() as u64 * 3 } else { 0 };
-    let held_back = u64::from(cpus) * per_cpu + TIMING + scaling;
+    let per_node = SHEAVES_PER_NODE * sheaf;
+    let held_back =
+        u64::from(processors.cpus) * per_cpu + u64::from(processors.nodes) * per_node + TIMING + scaling;
     let tolerance = held_back + net.unsigned_abs() / 50;
     let difference = net - change;
     let agreement = if difference.unsigned_abs() <= tolerance {
@@ -106,18 +120,21 @@ pub fn check(
 }
 
 /// Whether a site's live objects may be real although its cache is contradicted: they alone, and
-/// not less than half of them, are the growth that slabinfo shows beyond what SLUB may hold back.
+/// not less than half of them, are the growth that slabinfo shows beyond what SLUB may hold back;
+/// and that growth is large beside what SLUB may hold back.
 pub fn explains(check: &Check, live: u64) -> bool {
     let change = check.change.unwrap_or(0);
     let sure = change - check.held_back as i64;
     let live = live as i64;
-    sure > 0 && live * 2 >= sure && live <= change + check.held_back as i64
+    sure > check.held_back as i64 && live * 2 >= sure && live <= change + check.held_back as i64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const HERE: Processors = Processors { cpus: 2, nodes: 1 };
 
     fn slab(active: u64) -> SlabCache {
         SlabCache { active_objects: active, total_objects: active, object_size: 256, objects_per_slab: 16 }
@@ -131,7 +148,7 @@ mod tests {
             live: net.max(0) as u64,
         };
         let after = slab((100_000 + change) as u64);
-        check(&traced, Some(&slab(100_000)), Some(&after), None, 2, 1)
+        check(&traced, Some(&slab(100_000)), Some(&after), None, HERE, 1)
     }
 
     #[test]
@@ -163,7 +180,7 @@ mod tests {
 
     #[test]
     fn without_slabinfo_nothing_is_said() {
-        assert_eq!(check(&Traced::default(), None, None, None, 2, 1).agreement, Agreement::Unchecked);
+        assert_eq!(check(&Traced::default(), None, None, None, HERE, 1).agreement, Agreement::Unchecked);
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -29,6 +29,8 @@ use crate::{
 const OWN_FRAMES: u32 = 6;
 /// Part of each interval in which the kernel measures the programs, which slows them a little.
 const MEASURED_PART: u32 = 20;
+/// How often it is seen to that the tables do not overflow.
+const RELIEF_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What was read around the trace.
 pub(super) struct Surroundings {
@@ -165,7 +167,7 @@ async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &mut
         tracer.begin_measuring();
         let measured = stop.wait_until((Deadline::now() + args.interval / MEASURED_PART).min(end)).await;
         tracer.end_measuring();
-        if measured || stop.wait_until(next.min(end)).await {
+        if measured || rest(&mut tracer, stop, next.min(end)).await? {
             break;
         }
         progress.show(&tracer.tick()?);
@@ -176,6 +178,19 @@ async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &mut
     }
     progress.finish();
     tracer.finish()
+}
+
+/// Waits for the next tick, but relieves the tables whenever they fill up; true when a signal came first.
+async fn rest(tracer: &mut Tracer, stop: &mut Stop, deadline: Deadline) -> Result<bool> {
+    loop {
+        if stop.wait_until((Deadline::now() + RELIEF_INTERVAL).min(deadline)).await {
+            return Ok(true);
+        }
+        tracer.relieve()?;
+        if Deadline::now() >= deadline {
+            return Ok(false);
+        }
+    }
 }
 
 /// The signals that end a run early.

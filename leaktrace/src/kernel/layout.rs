@@ -64,12 +64,7 @@ impl Layout {
         // Both changed in 6.1: since then a raw tracepoint's program never interrupts itself
         // (`kernel/trace/bpf_trace.c`, `__bpf_trace_run`).
         config.counters_shared = u32::from(node_events);
-        Ok(Self {
-            config,
-            node_events,
-            task_rename: has_tracepoint(btf, "task_rename"),
-            no_page_lookup,
-        })
+        Ok(Self { config, node_events, task_rename: has_tracepoint(btf, "task_rename"), no_page_lookup })
     }
 }
 

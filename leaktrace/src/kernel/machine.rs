@@ -20,6 +20,8 @@ pub struct Machine {
     pub possible_cpus: u32,
     /// CPUs that are online.
     pub online_cpus: u32,
+    /// Memory nodes that are online.
+    pub nodes: u32,
     /// Memory in bytes.
     pub memory: u64,
     /// Memory available in bytes.
@@ -38,6 +40,8 @@ impl Machine {
             .context("cannot read /sys/devices/system/cpu/possible (is sysfs mounted?)")?;
         let possible_cpus =
             last_cpu(&possible).context("cannot understand /sys/devices/system/cpu/possible")? + 1;
+        // Without NUMA there is no such file, and one node.
+        let nodes = std::fs::read_to_string("/sys/devices/system/node/online").ok();
         // SAFETY: sysconf has no preconditions.
         let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
         Ok(Self {
@@ -45,6 +49,7 @@ impl Machine {
             architecture,
             possible_cpus,
             online_cpus: u32::try_from(online).unwrap_or(1).max(1),
+            nodes: nodes.and_then(|list| last_cpu(&list)).map_or(1, |last| last + 1),
             memory: meminfo.mem_total,
             available: meminfo.mem_available.unwrap_or(meminfo.mem_free),
         })

@@ -99,7 +99,8 @@ pub struct Tracer {
     ticks: u64,
     slowest_scan: Duration,
     last_allocated: (Instant, u64),
-    last_overflow: u64,
+    lost_before: u64,
+    last_shrink: Option<Instant>,
 }
 
 impl Tracer {
@@ -140,7 +141,8 @@ impl Tracer {
             ticks: 0,
             slowest_scan: Duration::ZERO,
             last_allocated: (now, 0),
-            last_overflow: 0,
+            lost_before: 0,
+            last_shrink: None,
         })
     }
 
@@ -241,40 +243,49 @@ impl Tracer {
         unsafe { (&raw mut (*self.control.at(0)).stack_mask).write_volatile(mask) };
     }
 
-    /// Tracks a smaller sample when the tables are about to overflow or do.
+    /// Tracks a smaller sample when more objects are live than the tables were made for.
     fn adjust_sampling(&mut self, live: u64) -> Result<()> {
-        let shift = self.sample_shift();
-        let tracked = live >> shift;
-        let lost = self.sites.overflowed();
-        let crowded = u64::from(self.sizes.overflow) / 2 < self.control.read(0).overflow_live;
-        let overflowing = lost > self.last_overflow || crowded;
-        self.last_overflow = lost;
+        let tracked = live >> self.sample_shift();
         let mut halvings = 0;
-        while halvings + shift < leaktrace_common::MAX_SAMPLE_SHIFT
-            && tracked >> halvings > self.sizes.max_objects
-        {
+        while tracked >> halvings > self.sizes.max_objects {
             halvings += 1;
         }
-        if overflowing {
-            // How many there would have been is not known: leave room.
-            halvings = halvings.max(1);
-        }
-        if halvings == 0 || shift + halvings > leaktrace_common::MAX_SAMPLE_SHIFT {
-            return Ok(());
-        }
-        self.shrink_sample(shift, halvings)
+        self.shrink_sample(halvings)
     }
 
-    fn shrink_sample(&mut self, shift: u32, halvings: u32) -> Result<()> {
-        let shift = shift + halvings;
+    /// Tracks a smaller sample at once when the tables are about to lose objects, or do: which ones
+    /// they lose depends on the time, and what was allocated last may well live longest.
+    /// Costs next to nothing when there is room, so it can be asked often.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub fn relieve(&mut self) -> Result<()> {
+        let control = self.control.read(0);
+        if control.overflow_lost == self.lost_before
+            && control.overflow_live <= u64::from(self.sizes.overflow) / 4
+        {
+            return Ok(());
+        }
+        // How fast they fill is not known: more room when the last time was not enough.
+        let again = self.last_shrink.is_some_and(|last| last.elapsed() < Duration::from_millis(250));
+        self.shrink_sample(if again { 2 } else { 1 })
+    }
+
+    fn shrink_sample(&mut self, halvings: u32) -> Result<()> {
+        let before = self.sample_shift();
+        let shift = (before + halvings).min(leaktrace_common::MAX_SAMPLE_SHIFT);
+        if shift == before {
+            return Ok(());
+        }
         // SAFETY: the control block is mapped; programs only read this word.
         unsafe { (&raw mut (*self.control.at(0)).sample_shift).write_volatile(u64::from(shift)) };
         load::wait_for_programs();
         let mut kept = scan::purge(&self.live, self.sites.len(), shift);
         names::purge_overflow(&mut self.ebpf, &self.control, shift, &mut kept)
             .context("cannot purge the overflow map")?;
-        self.sites.begin_epoch(&kept, halvings);
-        self.last_overflow = self.sites.overflowed();
+        self.sites.begin_epoch(&kept, shift - before);
+        self.lost_before = self.control.read(0).overflow_lost;
+        self.last_shrink = Some(Instant::now());
         Ok(())
     }
 

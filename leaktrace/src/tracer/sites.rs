@@ -124,11 +124,6 @@ impl SiteTable {
         tick
     }
 
-    /// Allocations that found no place so far.
-    pub fn overflowed(&self) -> u64 {
-        self.used().map(|(index, _)| self.sum(index).overflowed).sum()
-    }
-
     /// Begins counting on a sample that is `halvings` halvings smaller and of which `kept` objects are left.
     pub fn begin_epoch(&mut self, kept: &[u64], halvings: u32) {
         let used: Vec<_> = self.used().map(|(index, site)| (index, site.family)).collect();

@@ -111,6 +111,7 @@ mod tests {
             architecture: "x86_64".into(),
             possible_cpus: cpus,
             online_cpus: cpus,
+            nodes: 1,
             memory,
             available: memory / 2,
         }

@@ -158,7 +158,9 @@ fn words(judged: &Judged<'_>, snapshot: &Snapshot, args: &TraceArgs) -> Vec<Stri
         ));
     }
     if snapshot.sampling > 1 {
-        words.push(format!("scaled from 1 in {} addresses", snapshot.sampling));
+        // Of a site that frees, which objects are in the sample is chance: two standard deviations.
+        let chance = if site.freed == 0 { 0.0 } else { 200.0 / (site.tracked_live.max(1) as f64).sqrt() };
+        words.push(format!("scaled from 1 in {} addresses, give or take {chance:.0} %", snapshot.sampling));
     }
     words
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::trace::Surroundings;
 use crate::{
     analysis::{
-        crosscheck::{self, Agreement, Check, Traced},
+        crosscheck::{self, Agreement, Check, Processors, Traced},
         growth,
         verdict::{self, Evidence},
     },
@@ -128,7 +128,7 @@ fn check_caches(snapshot: &Snapshot, surroundings: &Surroundings) -> Checks {
                 before.and_then(|caches| caches.get(&name)),
                 after.and_then(|caches| caches.get(&name)),
                 surroundings.traits.get(&name),
-                surroundings.machine.online_cpus,
+                Processors { cpus: surroundings.machine.online_cpus, nodes: surroundings.machine.nodes },
                 snapshot.sampling,
             );
             (name, (traced, check))
