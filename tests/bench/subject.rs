@@ -88,7 +88,6 @@ fn spawn(command: &mut Command) -> Result<Child> {
 pub(crate) struct Running {
     before: HashMap<u32, String>,
     child: Option<Child>,
-    #[expect(dead_code, reason = "held open, and so attached")]
     empty: Vec<OwnedFd>,
 }
 

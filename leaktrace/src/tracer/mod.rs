@@ -100,7 +100,6 @@ pub struct Tracer {
     slowest_scan: Duration,
     last_allocated: (Instant, u64),
     lost_before: u64,
-    last_shrink: Option<Instant>,
 }
 
 impl Tracer {
@@ -142,7 +141,6 @@ impl Tracer {
             slowest_scan: Duration::ZERO,
             last_allocated: (now, 0),
             lost_before: 0,
-            last_shrink: None,
         })
     }
 
@@ -262,13 +260,11 @@ impl Tracer {
     pub fn relieve(&mut self) -> Result<()> {
         let control = self.control.read(0);
         if control.overflow_lost == self.lost_before
-            && control.overflow_live <= u64::from(self.sizes.overflow) / 4
+            && control.overflow_live <= u64::from(self.sizes.overflow) / 8
         {
             return Ok(());
         }
-        // How fast they fill is not known: more room when the last time was not enough.
-        let again = self.last_shrink.is_some_and(|last| last.elapsed() < Duration::from_millis(250));
-        self.shrink_sample(if again { 2 } else { 1 })
+        self.shrink_sample(1)
     }
 
     fn shrink_sample(&mut self, halvings: u32) -> Result<()> {
@@ -279,13 +275,16 @@ impl Tracer {
         }
         // SAFETY: the control block is mapped; programs only read this word.
         unsafe { (&raw mut (*self.control.at(0)).sample_shift).write_volatile(u64::from(shift)) };
+        let sums = self.sites.sums();
+        let born_before = monotonic_ns();
+        // Room at once; and once more when no program is left that had read the old value.
+        scan::purge(&self.live, self.sites.len(), shift, born_before);
         load::wait_for_programs();
-        let mut kept = scan::purge(&self.live, self.sites.len(), shift);
+        let mut kept = scan::purge(&self.live, self.sites.len(), shift, born_before);
         names::purge_overflow(&mut self.ebpf, &self.control, shift, &mut kept)
             .context("cannot purge the overflow map")?;
-        self.sites.begin_epoch(&kept, shift - before);
+        self.sites.begin_epoch(&sums, &kept, shift - before);
         self.lost_before = self.control.read(0).overflow_lost;
-        self.last_shrink = Some(Instant::now());
         Ok(())
     }
 

@@ -16,45 +16,55 @@ pub struct Raw {
     pub freed: u64,
 }
 
-/// What one site's counters meant when the sample last became smaller.
+/// One site's counters when the sample last became smaller, in terms of the present sample.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epoch {
     at: Raw,
-    tracked: f64,
+    /// Objects that were live then.
+    kept: f64,
+    /// Frees until then.
     freed: f64,
+    /// Whether there was a larger sample before.
+    shrunk: bool,
 }
 
 impl Epoch {
-    /// Tracked allocations, counted as if the present sample had been in force from the start.
-    pub fn tracked(&self, raw: &Raw) -> f64 {
-        let since = (raw.allocated - self.at.allocated).saturating_sub(raw.untracked - self.at.untracked);
-        self.tracked + since as f64
-    }
-
-    /// Their frees, counted likewise.
-    pub fn freed(&self, raw: &Raw) -> f64 {
+    /// Frees of objects in the present sample.
+    fn freed(&self, raw: &Raw) -> f64 {
         self.freed + raw.freed.saturating_sub(self.at.freed) as f64
     }
 
-    /// The epoch that begins when the sample shrinks by `shift` more halvings and `kept` of the
-    /// objects now in the table stay in it.
-    #[must_use]
-    pub fn shrink(&self, raw: &Raw, kept: u64, shift: u32) -> Self {
-        let freed = self.freed(raw) / f64::from(1_u32 << shift);
-        Self { at: *raw, tracked: kept as f64 + freed, freed }
+    /// Live objects in the present sample, from counters alone.
+    pub fn tracked_live(&self, raw: &Raw) -> f64 {
+        let allocated = (raw.allocated - self.at.allocated).saturating_sub(raw.untracked - self.at.untracked);
+        (self.kept + allocated as f64 - raw.freed.saturating_sub(self.at.freed) as f64).max(0.0)
     }
 
-    /// All live objects of a site of which `tracked_live` tracked ones live.
-    pub fn estimate(&self, raw: &Raw, tracked_live: u64) -> u64 {
-        let tracked = self.tracked(raw);
-        if raw.untracked == 0 && self.at == Raw::default() {
-            return tracked_live;
+    /// The epoch that begins when the sample shrinks by `halvings`: `raw` is what the counters were
+    /// when it did, and `kept` how many of the objects then in the table stay in the sample.
+    #[must_use]
+    pub fn shrink(&self, raw: &Raw, kept: u64, halvings: u32) -> Self {
+        Self {
+            at: *raw,
+            kept: kept as f64,
+            freed: self.freed(raw) / f64::from(1_u32 << halvings),
+            shrunk: true,
         }
-        if tracked <= 0.0 {
-            return 0;
+    }
+
+    /// Of all the site's objects, those like `part` of the `tracked_live` ones.
+    ///
+    /// The share is taken of what the present sample has had, live and freed: so nothing but the
+    /// frees before the sample shrank is an estimate.
+    pub fn estimate(&self, raw: &Raw, tracked_live: f64, part: f64) -> f64 {
+        let seen = tracked_live + self.freed(raw);
+        if !self.shrunk && raw.untracked == 0 {
+            part
+        } else if seen <= 0.0 {
+            0.0
+        } else {
+            raw.allocated as f64 * part / seen
         }
-        let share = (tracked_live as f64 / tracked).min(1.0);
-        (raw.allocated as f64 * share).round() as u64
     }
 }
 
@@ -66,9 +76,11 @@ mod tests {
     #[test]
     fn without_sampling_the_table_is_right() {
         let raw = Raw { allocated: 1_000, untracked: 0, freed: 400 };
-        assert_eq!(Epoch::default().estimate(&raw, 600), 600);
-        // Objects in flight while the counters were read: still what the table says.
-        assert_eq!(Epoch::default().estimate(&raw, 603), 603);
+        for found in [600.0, 603.0] {
+            // Objects in flight while the counters were read: still what the table says.
+            assert!((Epoch::default().estimate(&raw, found, found) - found).abs() < 1e-9);
+        }
+        assert!((Epoch::default().tracked_live(&raw) - 600.0).abs() < 1e-9);
     }
 
     #[test]
@@ -76,24 +88,43 @@ mod tests {
         let before = Raw { allocated: 900, untracked: 0, freed: 0 };
         let epoch = Epoch::default().shrink(&before, 57, 4);
         let raw = Raw { allocated: 5_000, untracked: 3_900, freed: 0 };
-        assert_eq!(epoch.estimate(&raw, 57 + 200), 5_000);
+        for found in [57.0 + 200.0, 240.0, 300.0] {
+            assert!((epoch.estimate(&raw, found, found) - 5_000.0).abs() < 1e-9);
+        }
     }
 
     #[test]
     fn nothing_tracked_is_nothing_known() {
         let raw = Raw { allocated: 3, untracked: 3, freed: 0 };
-        assert_eq!(Epoch::default().estimate(&raw, 0), 0);
+        assert!(Epoch::default().estimate(&raw, 0.0, 0.0).abs() < 1e-9);
     }
 
     proptest! {
+        /// A site that allocates, shrinks to `1 / 2^shift`, and allocates and frees on: evenly, so
+        /// the estimate has to be right but for rounding.
         #[test]
-        fn balanced_sites_are_scaled_by_their_share(allocated in 1_u64..100_000, live_share in 0.0..1.0_f64, shift in 1_u32..6) {
-            let sampled = allocated >> shift;
-            let live = (sampled as f64 * live_share) as u64;
-            let raw = Raw { allocated, untracked: allocated - sampled, freed: sampled - live };
-            let estimate = Epoch::default().estimate(&raw, live) as f64;
-            let expected = if sampled == 0 { 0.0 } else { allocated as f64 * live as f64 / sampled as f64 };
-            prop_assert!((estimate - expected).abs() <= 1.0);
+        fn a_shrinking_sample_stays_true(
+            before in 1_000_u64..100_000,
+            after in 0_u64..100_000,
+            freed_before in 0.0..1.0_f64,
+            freed_after in 0.0..1.0_f64,
+            shift in 1_u32..6,
+        ) {
+            let part = |count: u64, share: f64| (count as f64 * share) as u64;
+            let first = Raw { allocated: before, untracked: 0, freed: part(before, freed_before) };
+            let left = first.allocated - first.freed;
+            let epoch = Epoch::default().shrink(&first, left >> shift, shift);
+            let sampled = after >> shift;
+            let freed = part((left >> shift) + sampled, freed_after);
+            let raw = Raw {
+                allocated: before + after,
+                untracked: after - sampled,
+                freed: first.freed + freed,
+            };
+            let live = epoch.tracked_live(&raw);
+            let expected = (left + after) as f64 * (1.0 - freed_after);
+            let found = epoch.estimate(&raw, live, live);
+            prop_assert!((found - expected).abs() <= f64::from(8 << shift), "{} for {}", found, expected);
         }
     }
 }

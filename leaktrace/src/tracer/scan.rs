@@ -133,16 +133,15 @@ fn contains(table: &MappedArray<Bucket>, key: u64) -> bool {
     (0..BUCKET_SLOTS).any(|slot| unsafe { live::read(bucket, slot) }.is_some_and(|(found, _)| found == key))
 }
 
-/// Takes the objects out of the table that are no longer in the sample, and counts by site what stays.
-///
-/// No program may be running that still uses the larger sample.
-pub fn purge(table: &MappedArray<Bucket>, sites: usize, sample_shift: u32) -> Vec<u64> {
+/// Takes the objects out of the table that are no longer in the sample, and counts by site those
+/// born before a time that stay.
+pub fn purge(table: &MappedArray<Bucket>, sites: usize, sample_shift: u32, born_before_ns: u64) -> Vec<u64> {
     let mut kept = vec![0; sites];
     for index in 0..table.len() {
         let bucket = table.at(index);
         for slot in 0..BUCKET_SLOTS {
-            // SAFETY: as in `visit`. Nothing else touches a key outside the sample, by the promise
-            // above; the exchange guards against a slot that has changed hands since it was read.
+            // SAFETY: as in `visit`. A program that still uses the larger sample may free the object
+            // meanwhile: the exchange guards against a slot that has changed hands since it was read.
             unsafe {
                 let word = bucket.cast::<u64>().add(slot);
                 let key = atomic::load(word);
@@ -153,6 +152,7 @@ pub fn purge(table: &MappedArray<Bucket>, sites: usize, sample_shift: u32) -> Ve
                 if !leaktrace_common::is_sampled(hash, sample_shift) {
                     atomic::replace(word, key, KEY_EMPTY);
                 } else if let Some((_, payload)) = live::read(bucket, slot)
+                    && payload.time_ns <= born_before_ns
                     && let Some(kept) = kept.get_mut(payload.site as usize)
                 {
                     *kept += 1;

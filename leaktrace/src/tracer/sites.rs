@@ -115,26 +115,30 @@ impl SiteTable {
             }
             let memory = self.memory.entry(index).or_default();
             let raw = sum.raw();
-            let live = memory.epoch.tracked(&raw) - memory.epoch.freed(&raw);
-            let estimate = memory.epoch.estimate(&raw, live.max(0.0) as u64);
-            memory.series.push(seconds, estimate as f64);
+            let live = memory.epoch.tracked_live(&raw);
+            let estimate = memory.epoch.estimate(&raw, live, live);
+            memory.series.push(seconds, estimate);
             tick.allocated += sum.allocated;
-            tick.live += estimate;
+            tick.live += estimate as u64;
         }
         tick
     }
 
-    /// Begins counting on a sample that is `halvings` halvings smaller and of which `kept` objects are left.
-    pub fn begin_epoch(&mut self, kept: &[u64], halvings: u32) {
-        let used: Vec<_> = self.used().map(|(index, site)| (index, site.family)).collect();
-        for (index, family) in used {
-            let sum = self.sum(index);
+    /// Where every site stands at this moment.
+    pub fn sums(&self) -> Vec<(usize, u32, Sum)> {
+        self.used().map(|(index, site)| (index, site.family, self.sum(index))).collect()
+    }
+
+    /// Begins counting on a sample that is `halvings` halvings smaller; `sums` is where every site
+    /// stood when it shrank, and `kept` how many objects of each stayed.
+    pub fn begin_epoch(&mut self, sums: &[(usize, u32, Sum)], kept: &[u64], halvings: u32) {
+        for (index, family, sum) in sums {
             let before = self.shift;
-            let memory = self.memory.entry(index).or_default();
-            if family == FAMILY_UNKNOWN_FREE {
+            let memory = self.memory.entry(*index).or_default();
+            if *family == FAMILY_UNKNOWN_FREE {
                 memory.unknown = (scaled(memory.unknown, sum.freed, before), sum.freed);
             } else {
-                memory.epoch = memory.epoch.shrink(&sum.raw(), kept[index], halvings);
+                memory.epoch = memory.epoch.shrink(&sum.raw(), kept[*index], halvings);
             }
         }
         self.shift += halvings;
@@ -146,12 +150,10 @@ impl SiteTable {
         scaled(before, sum.freed, self.shift).round() as u64
     }
 
-    /// Scales what is live of the sample.
-    pub fn estimate(&self, site: usize, sum: &Sum, tracked_live: u64) -> u64 {
-        self.memory
-            .get(&site)
-            .map_or_else(Epoch::default, |memory| memory.epoch)
-            .estimate(&sum.raw(), tracked_live)
+    /// Scales `part` of the `tracked_live` objects of a site to all of them.
+    pub fn estimate(&self, site: usize, sum: &Sum, tracked_live: u64, part: u64) -> u64 {
+        let epoch = self.memory.get(&site).map_or_else(Epoch::default, |memory| memory.epoch);
+        epoch.estimate(&sum.raw(), tracked_live as f64, part as f64).round() as u64
     }
 
     /// How a site's live objects changed.

@@ -177,7 +177,7 @@ pub(super) fn take(
             continue;
         }
         let count = counts[index];
-        let live = tracer.sites.estimate(index, &sum, count.objects);
+        let live = tracer.sites.estimate(index, &sum, count.objects, count.objects);
         let id = index as u32;
         sites.push(SiteRecord {
             call_site: site.call_site,
@@ -197,7 +197,7 @@ pub(super) fn take(
             implicit_frees: sum.implicit_frees,
             live,
             tracked_live: count.objects,
-            survivors: tracer.sites.estimate(index, &sum, count.survivors),
+            survivors: tracer.sites.estimate(index, &sum, count.objects, count.survivors),
             oldest_s: if count.oldest_ns == 0 {
                 0.0
             } else {

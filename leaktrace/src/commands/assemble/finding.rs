@@ -149,6 +149,14 @@ fn words(judged: &Judged<'_>, snapshot: &Snapshot, args: &TraceArgs) -> Vec<Stri
             units::count(site.implicit_frees)
         ));
     }
+    // One interrupt at the wrong moment can hide a whole batch of RCU frees.
+    let missed = snapshot.lost.recursion_misses;
+    if missed * 10 > site.live && missed > 0 {
+        words.push(format!(
+            "{} events came while their program was busy and were missed: some of the live objects may be freed",
+            units::count(missed)
+        ));
+    }
     if let Some(Check { agreement, change: Some(change), .. }) = judged.check {
         words.push(format!(
             "/proc/slabinfo: {} {} objects, {}",
