@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::units::{parse_duration, parse_percent, parse_size, parse_window};
 
@@ -52,7 +52,7 @@ pub struct TraceArgs {
     pub top: u32,
 
     /// Record only slab caches with such a name (* and ? match); may be given several times.
-    #[arg(short, long, value_name = "GLOB")]
+    #[arg(short, long, value_name = "GLOB", value_parser = parse_glob)]
     pub cache: Vec<String>,
 
     /// Record only slab caches whose objects are at least this large.
@@ -100,6 +100,28 @@ pub struct TraceArgs {
     pub quiet: bool,
 }
 
+/// A pattern for names of slab caches.
+fn parse_glob(text: &str) -> Result<String, String> {
+    globset::Glob::new(text).map(|_| text.to_owned()).map_err(|error| error.kind().to_string())
+}
+
+impl Cli {
+    /// Parses the command line, and checks what the options say together.
+    ///
+    /// # Errors
+    /// For what the grammar does not allow, for `--help` and for `--version`.
+    pub fn parse_arguments() -> Result<Self, clap::Error> {
+        let cli = Self::try_parse()?;
+        match cli.trace.max_size {
+            Some(max) if max < cli.trace.min_size => Err(Self::command().error(
+                ErrorKind::ValueValidation,
+                format!("--max-size {max} is smaller than --min-size {}", cli.trace.min_size),
+            )),
+            _ => Ok(cli),
+        }
+    }
+}
+
 /// Form of what is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -119,7 +141,6 @@ impl TraceArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn grammar_is_sound() {

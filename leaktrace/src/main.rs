@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use leaktrace::{cli::Cli, commands};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::parse_arguments() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
             eprintln!("leaktrace: {}", one_line(&usage(&error)));

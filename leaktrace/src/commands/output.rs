@@ -1,6 +1,7 @@
 //! Where the report goes: to standard output, or to a file that is complete or not there.
 
 use std::{
+    fs::File,
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
@@ -11,7 +12,15 @@ use tempfile::NamedTempFile;
 /// The place for a report, found writable before anything is traced.
 pub(super) enum Output {
     Stdout,
-    File { path: PathBuf, temporary: NamedTempFile },
+    /// A device, a pipe or a socket: nothing that could be replaced by a file.
+    Special {
+        path: PathBuf,
+        file: File,
+    },
+    File {
+        path: PathBuf,
+        temporary: NamedTempFile,
+    },
 }
 
 impl Output {
@@ -21,17 +30,24 @@ impl Output {
     /// When the path is a directory or its directory cannot be written to.
     pub(super) fn open(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::Stdout) };
+        // A link stays one, and what it leads to is replaced.
+        let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if path.is_dir() {
             bail!("cannot write {}: it is a directory", path.display());
+        }
+        let unwritable = || format!("cannot write {}", path.display());
+        if let Ok(metadata) = path.metadata()
+            && !metadata.is_file()
+        {
+            let file = File::options().write(true).open(path).with_context(unwritable)?;
+            return Ok(Self::Special { path: path.to_owned(), file });
         }
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let temporary = tempfile::Builder::new()
-            .prefix(".leaktrace-")
-            .tempfile_in(directory)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let temporary =
+            tempfile::Builder::new().prefix(".leaktrace-").tempfile_in(directory).with_context(unwritable)?;
         Ok(Self::File { path: path.to_owned(), temporary })
     }
 
@@ -50,6 +66,9 @@ impl Output {
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(text.as_bytes()).context("cannot write the report")?;
                 stdout.flush().context("cannot write the report")
+            }
+            Self::Special { path, mut file } => {
+                file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
             }
             Self::File { path, mut temporary } => {
                 use std::os::unix::fs::PermissionsExt as _;

@@ -6,7 +6,8 @@ use anyhow::{Result, anyhow};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{HashMap, MapError},
-    programs::{ProgramError, RawTracePoint},
+    programs::{ProgramError, ProgramType, RawTracePoint},
+    sys::is_program_supported,
 };
 use leaktrace_common::{CACHE_NAME_LEN, Config};
 
@@ -143,7 +144,31 @@ fn explain_create(error: EbpfError, sizes: &Sizes) -> anyhow::Error {
         Some(Some(libc::ENOSYS)) => {
             anyhow!("this kernel has no bpf() system call (CONFIG_BPF_SYSCALL is off)")
         }
-        _ => anyhow::Error::new(error).context("cannot set up the BPF tables"),
+        _ => {
+            no_programs().unwrap_or_else(|| anyhow::Error::new(error).context("cannot set up the BPF tables"))
+        }
+    }
+}
+
+/// Whether the kernel lets us load no program at all, on which aya's preparations founder.
+fn no_programs() -> Option<anyhow::Error> {
+    match is_program_supported(ProgramType::RawTracePoint) {
+        Ok(true) => None,
+        Ok(false) => Some(anyhow!("this kernel has no raw tracepoint programs, which all hooks are")),
+        Err(error) => Some(anyhow!(
+            "the kernel refused to load raw tracepoint programs, which the hook kmalloc and all others are ({}): \
+             a security module, seccomp or lockdown forbids it",
+            system_error(&error).map_or_else(|| error.to_string(), name_of)
+        )),
+    }
+}
+
+/// The name that people search for.
+fn name_of(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "EPERM".to_owned(),
+        Some(libc::EACCES) => "EACCES".to_owned(),
+        _ => error.to_string(),
     }
 }
 
