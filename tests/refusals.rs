@@ -102,7 +102,7 @@ const RET_ALLOW: u32 = 0x7fff_0000;
 const OFFSET_NR: u32 = 0;
 const OFFSET_FIRST_ARGUMENT: u32 = 16;
 
-/// Runs leaktrace where one command of bpf() fails, as it does where a security module forbids it.
+/// Runs leaktrace where one command of `bpf()` fails, as it does where a security module forbids it.
 fn without_bpf_command(bpf_command: u32, errno: i32) -> Output {
     let load = |offset| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: offset };
     let jump_unless = |k, jf| libc::sock_filter { code: 0x15, jt: 0, jf, k };
@@ -131,7 +131,7 @@ fn without_bpf_command(bpf_command: u32, errno: i32) -> Output {
     command.output().expect("leaktrace can be run")
 }
 
-/// Commands of bpf() (`include/uapi/linux/bpf.h`).
+/// Commands of `bpf()` (`include/uapi/linux/bpf.h`).
 const MAP_CREATE: u32 = 0;
 const PROG_LOAD: u32 = 5;
 const RAW_TRACEPOINT_OPEN: u32 = 17;
@@ -146,7 +146,7 @@ fn what_a_security_module_forbids_is_named() {
         &["load", "the hook kmalloc", "EPERM", "security module"],
     );
     let attach = without_bpf_command(RAW_TRACEPOINT_OPEN, libc::EPERM);
-    refused(&attach, 1, &["attach the hook kmalloc", "EPERM", "security module"]);
+    refused(&attach, 1, &["attach the hook kfree", "EPERM", "security module"]);
 }
 
 #[test]

@@ -5,7 +5,8 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::Once,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -14,6 +15,9 @@ use crate::run::{as_root, check, find, is_root, output};
 
 /// Version of bpf-linker that is built when none is found.
 const BPF_LINKER: &str = "0.13.0";
+
+/// Where bpf-linker's project publishes its binaries.
+const BPF_LINKER_RELEASES: &str = "https://github.com/aya-rs/bpf-linker/releases";
 
 /// A working combination.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +141,10 @@ fn install_rust(offline: bool) -> Result<(PathBuf, PathBuf)> {
     }
     if has_package("rustc-web")? {
         apt_install(&["rustc-web", "cargo-web", "rust-web-src"])?;
-        return debian_rust().context("Debian's rustc-web is too old for the eBPF programs");
+        if let Some(found) = debian_rust() {
+            return Ok(found);
+        }
+        say("Debian's rustc-web is too old for the eBPF programs");
     }
     if find("rustup").is_some() {
         say("installing rustup's nightly with rust-src");
@@ -157,7 +164,8 @@ fn install_rust(offline: bool) -> Result<(PathBuf, PathBuf)> {
     )
 }
 
-/// Builds bpf-linker into the cache directory against the LLVM of that rustc.
+/// Puts bpf-linker into the cache directory: built against the LLVM of that rustc where the
+/// distribution has it, else as its project publishes it.
 fn build_linker(cache: &Path, rustc: &Path, offline: bool) -> Result<PathBuf> {
     let root = cache.join("bpf-linker");
     let linker = root.join("bin/bpf-linker");
@@ -168,15 +176,13 @@ fn build_linker(cache: &Path, rustc: &Path, offline: bool) -> Result<PathBuf> {
         bail!("no bpf-linker was found in PATH, and --offline forbids building one");
     }
     let llvm = llvm_version(rustc).context("rustc does not say which LLVM it has")?;
+    let (llvm_dev, polly_dev) = (format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"));
     let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
     if !prefix.join("include/llvm-c/Core.h").exists() || !prefix.join("lib/libPolly.a").exists() {
-        apt_install(&[
-            &format!("llvm-{llvm}-dev"),
-            &format!("libpolly-{llvm}-dev"),
-            "zlib1g-dev",
-            "libzstd-dev",
-            "g++",
-        ])?;
+        if !has_package(&llvm_dev)? {
+            return download_linker(&root.join("bin"));
+        }
+        apt_install(&[&llvm_dev, &polly_dev, "zlib1g-dev", "libzstd-dev", "g++"])?;
     }
     say(&format!("building bpf-linker {BPF_LINKER} for LLVM {llvm} (about a minute)"));
     check(
@@ -189,25 +195,60 @@ fn build_linker(cache: &Path, rustc: &Path, offline: bool) -> Result<PathBuf> {
     Ok(linker)
 }
 
+/// The static binary that bpf-linker's project publishes, with the newest LLVM in it.
+fn download_linker(directory: &Path) -> Result<PathBuf> {
+    for tool in ["curl", "tar", "zstd"] {
+        if find(tool).is_none() {
+            apt_install(&[tool])?;
+        }
+    }
+    let archive = format!("bpf-linker-{}-unknown-linux-musl.tar.zst", env::consts::ARCH);
+    say(&format!("downloading {archive} of bpf-linker's newest release"));
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let file = directory.join(&archive);
+    let remedy = "cannot get bpf-linker: put one into PATH that has rustc's LLVM (see its README)";
+    check(
+        Command::new("curl")
+            .args(["--fail", "--silent", "--show-error", "--location", "--output"])
+            .arg(&file)
+            .arg(format!("{BPF_LINKER_RELEASES}/latest/download/{archive}")),
+    )
+    .context(remedy)?;
+    check(Command::new("tar").arg("--zstd").arg("-xf").arg(&file).arg("-C").arg(directory))
+        .context(remedy)?;
+    fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+    Ok(directory.join("bpf-linker"))
+}
+
 fn llvm_version(rustc: &Path) -> Option<u32> {
     let text = output(Command::new(rustc).arg("-vV"))?;
     text.lines().find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next()?.parse().ok())
 }
 
+/// Whether the distribution has a package, by fresh lists.
 fn has_package(name: &str) -> Result<bool> {
     if find("apt-get").is_none() {
         return Ok(false);
     }
-    let known = || {
-        output(Command::new("apt-cache").args(["show", "--no-all-versions", name]))
-            .is_some_and(|t| !t.is_empty())
-    };
-    if !known() {
-        need_root(name)?;
-        say("updating the list of packages");
-        check(as_root("apt-get")?.args(["update", "-qq"]))?;
+    update_packages(name)?;
+    Ok(output(Command::new("apt-cache").args(["show", "--no-all-versions", name]))
+        .is_some_and(|text| !text.is_empty()))
+}
+
+/// Updates apt's lists, once: an image's lists are as old as the image.
+fn update_packages(wanted: &str) -> Result<()> {
+    static UPDATED: Once = Once::new();
+    if UPDATED.is_completed() {
+        return Ok(());
     }
-    Ok(known())
+    need_root(wanted)?;
+    say("updating the list of packages");
+    // A third-party list that cannot be had is no reason to stop: what is missing is told below.
+    if let Err(error) = check(as_root("apt-get")?.args(["update", "-qq"])) {
+        say(&format!("{error:#}"));
+    }
+    UPDATED.call_once(|| ());
+    Ok(())
 }
 
 fn need_root(what: &str) -> Result<()> {
@@ -221,7 +262,7 @@ fn apt_install(packages: &[&str]) -> Result<()> {
     if find("apt-get").is_none() {
         bail!("this system has no apt: install the equivalents of {} and run this again", packages.join(" "));
     }
-    need_root(&packages.join(" "))?;
+    update_packages(&packages.join(" "))?;
     say(&format!("installing {}", packages.join(" ")));
     check(
         as_root("env")?
@@ -233,7 +274,8 @@ fn apt_install(packages: &[&str]) -> Result<()> {
                 "-qq",
                 "--no-install-recommends",
             ])
-            .args(packages),
+            .args(packages)
+            .stdout(Stdio::null()),
     )
     .with_context(|| format!("cannot install {}", packages.join(" ")))
 }
