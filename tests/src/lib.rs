@@ -1,7 +1,7 @@
 //! What the tests of the whole tool share: running it, and kernel objects whose number is known.
 
 use std::{
-    ffi::OsStr,
+    ffi::{CStr, OsStr},
     io::{BufRead as _, BufReader, Read as _},
     os::fd::{AsRawFd as _, OwnedFd},
     path::PathBuf,
@@ -135,12 +135,17 @@ pub struct Holder(libc::pid_t);
 impl Holder {
     /// Makes so many pipes in a process of its own.
     pub fn spawn(pipes: u64) -> Self {
+        Self::named(c"pipe-holder", pipes)
+    }
+
+    /// Makes so many pipes in a process of this name.
+    pub fn named(name: &CStr, pipes: u64) -> Self {
         let (mut ready, done) = std::io::pipe().expect("a pipe can be made");
         // SAFETY: the child only makes system calls, which is what a fork of threads may do.
         let child = unsafe { libc::fork() };
         assert!(child >= 0, "cannot fork");
         if child == 0 {
-            hold(pipes, done.as_raw_fd());
+            hold(name, pipes, done.as_raw_fd());
         }
         drop(done);
         let mut made = [0];
@@ -150,10 +155,11 @@ impl Holder {
 }
 
 /// What the child does, until it is killed.
-fn hold(pipes: u64, done: i32) -> ! {
+fn hold(name: &CStr, pipes: u64, done: i32) -> ! {
     // SAFETY: plain system calls on valid pointers.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::prctl(libc::PR_SET_NAME, name.as_ptr());
         for _ in 0..pipes {
             let mut ends = [0; 2];
             if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {

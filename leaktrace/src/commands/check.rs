@@ -14,7 +14,7 @@ use crate::{
     cli::{CheckArgs, Format},
     kernel::machine::Machine,
     proc::slab,
-    report::{escape, model::BlindSpot},
+    report::{escape, model::BlindSpot, page},
     tracer::{Settings, Tracer, hooks, sizes::Sizes},
     units,
 };
@@ -243,7 +243,8 @@ fn write_text(out: &mut String, answer: &Answer) -> std::fmt::Result {
         writeln!(out, "\nBlind spots")?;
     }
     for spot in &answer.blind_spots {
-        writeln!(out, "  {}\n    {}", escape(&spot.path), escape(&spot.effect))?;
+        writeln!(out, "  {}", escape(&spot.path))?;
+        page::paragraph(out, 4, &escape(&spot.effect))?;
     }
     match &answer.reason {
         None => writeln!(out, "\nTracing works here."),

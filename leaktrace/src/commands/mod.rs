@@ -6,6 +6,7 @@ mod output;
 mod probe;
 mod progress;
 mod selftest;
+mod stop;
 mod trace;
 
 use std::process::ExitCode;

@@ -19,7 +19,7 @@ pub(super) enum Output {
     },
     File {
         path: PathBuf,
-        temporary: NamedTempFile,
+        directory: PathBuf,
     },
 }
 
@@ -46,9 +46,9 @@ impl Output {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let temporary =
-            tempfile::Builder::new().prefix(".leaktrace-").tempfile_in(directory).with_context(unwritable)?;
-        Ok(Self::File { path: path.to_owned(), temporary })
+        // Only to see that one can be made: left until the end, it would stay after a kill.
+        temporary_in(directory).and_then(NamedTempFile::close).with_context(unwritable)?;
+        Ok(Self::File { path: path.to_owned(), directory: directory.to_owned() })
     }
 
     /// Whether the report will be read on a terminal.
@@ -70,21 +70,23 @@ impl Output {
             Self::Special { path, mut file } => {
                 file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
             }
-            Self::File { path, mut temporary } => {
+            Self::File { path, directory } => {
                 use std::os::unix::fs::PermissionsExt as _;
-                let mut write = || -> io::Result<()> {
+                let write = || -> io::Result<()> {
+                    let mut temporary = temporary_in(&directory)?;
                     temporary.write_all(text.as_bytes())?;
                     // The report has kernel addresses: for the owner and the group, not for everyone.
                     temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o640))?;
-                    temporary.as_file().sync_all()
+                    temporary.as_file().sync_all()?;
+                    temporary.persist(&path)?;
+                    Ok(())
                 };
-                write().with_context(|| format!("cannot write {}", path.display()))?;
-                temporary
-                    .persist(&path)
-                    .map_err(|error| error.error)
-                    .with_context(|| format!("cannot write {}", path.display()))?;
-                Ok(())
+                write().with_context(|| format!("cannot write {}", path.display()))
             }
         }
     }
+}
+
+fn temporary_in(directory: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(".leaktrace-").tempfile_in(directory)
 }

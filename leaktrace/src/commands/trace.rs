@@ -3,19 +3,16 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use procfs::{Current as _, Meminfo};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant as Deadline, sleep_until},
-};
+use tokio::time::Instant as Deadline;
 
-use super::{assemble, output::Output, probe, progress::Progress};
+use super::{assemble, output::Output, probe, progress::Progress, stop::Stop};
 use crate::{
     cli::{Format, TraceArgs},
     kernel::{dwarf::DebugInfo, machine::Machine, places::Places},
@@ -29,8 +26,6 @@ use crate::{
 const OWN_FRAMES: u32 = 6;
 /// Part of each interval in which the kernel measures the programs, which slows them a little.
 const MEASURED_PART: u32 = 20;
-/// How often it is seen to that the tables do not overflow.
-const RELIEF_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What was read around the trace.
 pub(super) struct Surroundings {
@@ -79,7 +74,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let _guard = runtime.enter();
     // Before anything is attached, so that no signal finds the default action.
-    let mut stop = Stop::new().context("cannot catch signals")?;
+    let stop = Stop::new().context("cannot catch signals")?;
     let mut tracer = Tracer::new(&kernel.layout, sizes, settings)?;
     let memory_before = Meminfo::current().context("cannot read /proc/meminfo")?;
     let started = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
@@ -89,7 +84,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     if !args.quiet {
         eprintln!("{}", banner(&kernel.machine, &tracer));
     }
-    let snapshot = runtime.block_on(watch(tracer, args, &filter, &mut stop))?;
+    let snapshot = runtime.block_on(watch(tracer, args, &filter, &stop))?;
     let slabinfo = before.and_then(|before| Some((before, slab::read_slabinfo(root).ok()?)));
     let memory_after = Meminfo::current().context("cannot read /proc/meminfo")?;
     let mut surroundings = Surroundings {
@@ -103,7 +98,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
         slabinfo_error,
     };
     surroundings.places.refresh(root);
-    let report = assemble::report(&snapshot, &surroundings, args);
+    let begun = Instant::now();
+    let mut report = assemble::report(&snapshot, &surroundings, args);
+    report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
     let text = match args.format {
         Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
         Format::Text => text::render(
@@ -157,7 +154,7 @@ fn settings(
 }
 
 /// Ticks until the time is up or a signal comes, and then takes the snapshot.
-async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &mut Stop) -> Result<Snapshot> {
+async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &Stop) -> Result<Snapshot> {
     let begun = Instant::now();
     let end = Deadline::from_std(begun + args.duration);
     let mut progress = Progress::new(args.duration, args.quiet);
@@ -181,55 +178,16 @@ async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &mut
 }
 
 /// Waits for the next tick, but relieves the tables whenever they fill up; true when a signal came first.
-async fn rest(tracer: &mut Tracer, stop: &mut Stop, deadline: Deadline) -> Result<bool> {
+async fn rest(tracer: &mut Tracer, stop: &Stop, deadline: Deadline) -> Result<bool> {
+    let interval = tracer.relief_interval();
     loop {
-        if stop.wait_until((Deadline::now() + RELIEF_INTERVAL).min(deadline)).await {
+        if stop.wait_until((Deadline::now() + interval).min(deadline)).await {
             return Ok(true);
         }
         tracer.relieve()?;
         if Deadline::now() >= deadline {
             return Ok(false);
         }
-    }
-}
-
-/// The signals that end a run early.
-struct Stop {
-    signals: Vec<Signal>,
-}
-
-impl Stop {
-    fn new() -> std::io::Result<Self> {
-        let mut signals = vec![signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
-        // nohup has it ignored, and means it.
-        if !hangup_is_ignored() {
-            signals.push(signal(SignalKind::hangup())?);
-        }
-        Ok(Self { signals })
-    }
-
-    /// Waits; true when a signal came first.
-    async fn wait_until(&mut self, deadline: Deadline) -> bool {
-        let any = std::future::poll_fn(|context| {
-            if self.signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
-                std::task::Poll::Ready(())
-            } else {
-                std::task::Poll::Pending
-            }
-        });
-        tokio::select! {
-            () = any => true,
-            () = sleep_until(deadline) => false,
-        }
-    }
-}
-
-fn hangup_is_ignored() -> bool {
-    // SAFETY: an all-zero sigaction is valid to be overwritten, and a null new action changes nothing.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0
-            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 

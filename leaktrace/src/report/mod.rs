@@ -1,6 +1,7 @@
 //! The report: its model, which is the JSON schema, and the forms in which it is told.
 
 pub mod model;
+pub mod page;
 pub mod text;
 
 use std::{borrow::Cow, fmt::Write as _};

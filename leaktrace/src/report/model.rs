@@ -132,6 +132,8 @@ pub struct Overhead {
     pub max_objects: u64,
     /// The slowest look at all objects.
     pub slowest_scan_ms: f64,
+    /// Ranking the sites and finding their symbols.
+    pub ranking_ms: f64,
 }
 
 /// What one program cost.

@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use super::{
     escape,
     model::{Cache, Finding, Report},
+    page::{WIDTH, paragraph, shorten, wrap},
 };
 use crate::units;
 
@@ -21,8 +22,6 @@ pub struct Style {
     pub top: usize,
 }
 
-/// Columns of the page.
-const WIDTH: usize = 100;
 /// Findings that are told in full; the rest are in the table, or in full with `-v`.
 const TOLD: usize = 3;
 /// Frames of the short stack.
@@ -66,6 +65,8 @@ fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
                 escape(&first.call_site.label()),
                 units::bytes(first.growth.bytes_per_s)
             );
+            // Lines after the first are set under its text.
+            let text = wrap(&text, WIDTH - 9).join("\n         ");
             writeln!(out, "{}", paint(style, "1;31", &text))?;
             if suspects > 1 {
                 writeln!(out, "         {} more sites keep a growing number of objects.", suspects - 1)?;
@@ -196,9 +197,7 @@ fn modules(out: &mut String, report: &Report) -> fmt::Result {
 }
 
 fn caches(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
-    let worth = |cache: &&Cache| {
-        style.verbose || cache.traced.net > 0 || !matches!(cache.agreement, "agrees" | "unchecked")
-    };
+    let worth = |cache: &&Cache| style.verbose || grew(cache);
     let shown: Vec<_> = report.caches.iter().filter(worth).take(style.top).collect();
     if shown.is_empty() {
         return Ok(());
@@ -216,7 +215,7 @@ fn caches(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
             [one, rest @ ..] => format!("{} and {} more", escape(one), rest.len()),
         };
         table.add_row([
-            format!("  {}", shorten(&escape(&cache.name), 28)),
+            shorten(&escape(&cache.name), 28),
             units::change(cache.traced.net),
             change,
             cache.agreement.to_owned(),
@@ -231,6 +230,12 @@ fn caches(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
         "slabinfo counts objects that are free but kept by a CPU (its slab, partial slabs and sheaves) as active: \
          both agree when they differ by no more than that.",
     )
+}
+
+/// Whether a cache grew by what was traced, or by more than that may be off.
+fn grew(cache: &Cache) -> bool {
+    let in_slabinfo = cache.slabinfo.is_some_and(|slabinfo| slabinfo.after > slabinfo.before);
+    cache.traced.net > 0 || (in_slabinfo && !matches!(cache.agreement, "agrees" | "unchecked"))
 }
 
 fn coverage(out: &mut String, report: &Report) -> fmt::Result {
@@ -284,7 +289,11 @@ fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
                 )?;
             }
         }
-        writeln!(out, "  slowest scan of the table  {:.1} ms", overhead.slowest_scan_ms)?;
+        writeln!(
+            out,
+            "  slowest scan of the tables {:.1} ms, ranking {:.1} ms",
+            overhead.slowest_scan_ms, overhead.ranking_ms
+        )?;
     }
     Ok(())
 }
@@ -295,7 +304,11 @@ fn plain_table() -> Table {
     table
 }
 
+/// Aligns columns to the right, and the first with the text around the table.
 fn align(table: &mut Table, right: &[usize]) {
+    if let Some(first) = table.column_mut(0) {
+        first.set_padding((0, 1));
+    }
     for &index in right {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -308,43 +321,12 @@ fn trimmed(table: &Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-fn shorten(text: &str, limit: usize) -> String {
-    if text.chars().count() <= limit {
-        return text.to_owned();
-    }
-    text.chars().take(limit - 1).chain(['~']).collect()
-}
-
 fn labelled(out: &mut String, label: &str, text: &str) -> fmt::Result {
     for (index, line) in wrap(text, WIDTH - INDENT).into_iter().enumerate() {
         let label = if index == 0 { label } else { "" };
         writeln!(out, "    {label:<5} {line}")?;
     }
     Ok(())
-}
-
-fn paragraph(out: &mut String, indent: usize, text: &str) -> fmt::Result {
-    for (index, line) in wrap(text, WIDTH - indent - 2).into_iter().enumerate() {
-        writeln!(out, "{:1$}{2}{line}", "", indent, if index == 0 { "" } else { "  " })?;
-    }
-    Ok(())
-}
-
-/// Breaks text between words; a word that is longer than a line has a line of its own.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let line = lines.last_mut().expect("there is a line");
-        if line.is_empty() {
-            line.push_str(word);
-        } else if line.chars().count() + 1 + word.chars().count() <= width {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
-        }
-    }
-    lines
 }
 
 fn paint(style: &Style, code: &str, text: &str) -> String {

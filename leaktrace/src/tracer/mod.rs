@@ -339,6 +339,11 @@ impl Tracer {
         names::read_tasks(&self.ebpf)
     }
 
+    /// How often [`Tracer::relieve`] should be asked.
+    pub fn relief_interval(&self) -> Duration {
+        self.sizes.relief_interval()
+    }
+
     /// Outstanding objects that the tables were made for.
     pub fn max_objects(&self) -> u64 {
         self.sizes.max_objects

@@ -1,5 +1,7 @@
 //! How large the tables are: decided once, at load, from the machine and the user's word.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use leaktrace_common::{BUCKET_SLOTS, Bucket, Counters, CpuState, Payload, Site, StackRecord};
 
@@ -38,6 +40,11 @@ const SLOTS_PER_OBJECT: u64 = 2;
 const OVERFLOW_ENTRY_BYTES: u64 = 96;
 /// What one entry of the task names takes, and how many there are.
 const TASK_BYTES: u64 = 8_192 * 88;
+/// A traced allocation that is kept takes a CPU longer than this.
+const FASTEST_ALLOCATION_NS: u64 = 200;
+/// Looking at the tables more often than this would cost more than it saves.
+const RELIEF_INTERVAL: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(1);
 /// The buffers in which each CPU captures stacks.
 const SCRATCH_BYTES: u64 = 4 * 512;
 
@@ -81,6 +88,13 @@ impl Sizes {
             );
         }
         Ok(sizes)
+    }
+
+    /// How often it has to be seen to that the tables do not overflow: before all CPUs together
+    /// could have allocated as many objects as the tables are made for.
+    pub fn relief_interval(&self) -> Duration {
+        let fill = Duration::from_nanos(self.max_objects * FASTEST_ALLOCATION_NS / u64::from(self.cpus));
+        fill.clamp(*RELIEF_INTERVAL.start(), *RELIEF_INTERVAL.end())
     }
 
     /// Bytes of kernel memory that all the tables take.
@@ -128,6 +142,17 @@ mod tests {
             assert!(sizes.per_cpu_bytes() <= 256 << 20, "{cpus} CPUs: {}", sizes.per_cpu_bytes());
             assert!(sizes.shards.is_power_of_two());
         }
+    }
+
+    #[test]
+    fn small_tables_are_looked_at_more_often() {
+        let interval = |cpus, objects| {
+            Sizes::choose(&machine(cpus, 64.0), Some(objects)).unwrap().relief_interval().as_millis()
+        };
+        assert_eq!(interval(2, 1_000), 10);
+        assert_eq!(interval(2, 1_000_000), 100);
+        assert_eq!(interval(16, 1_000_000), 12);
+        assert_eq!(interval(1, 40_000_000), 1_000);
     }
 
     #[test]

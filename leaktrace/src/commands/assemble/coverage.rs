@@ -103,6 +103,7 @@ pub(super) fn overhead(snapshot: &Snapshot, surroundings: &Surroundings) -> Over
         user_space_cpu_s: own_cpu_s(),
         tables_kb: snapshot.sizes.bytes() / 1_024,
         max_objects: snapshot.sizes.max_objects,
+        ranking_ms: 0.0,
         slowest_scan_ms: snapshot.slowest_scan.as_secs_f64() * 1e3,
     }
 }

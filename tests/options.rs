@@ -1,0 +1,246 @@
+//! What each option does to a run and its report.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use leaktrace_tests::{Holder, Trace, findings, leaktrace, number, require_root, run, turn, within};
+use serde_json::Value;
+
+/// Pipes that are held open.
+const PIPES: u64 = 1_000;
+
+/// A report of a trace during which pipes were made, and are held.
+fn report_with_pipes(args: &[&str]) -> Value {
+    require_root();
+    let trace = Trace::start(args);
+    let _held = Holder::spawn(PIPES);
+    std::thread::sleep(Duration::from_millis(1_500));
+    trace.stop()
+}
+
+/// Names of the report's caches.
+fn cache_names(report: &Value) -> Vec<&str> {
+    report["caches"].as_array().unwrap().iter().map(|cache| cache["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn only_caches_with_such_a_name_are_recorded() {
+    let _turn = turn();
+    let report = report_with_pipes(&["--cache", "kmalloc-cg-1*", "--cache", "filp", "--top", "1000"]);
+    let names = cache_names(&report);
+    assert!(names.contains(&"kmalloc-cg-1k") && names.contains(&"filp"), "{names:?}");
+    for name in names {
+        assert!(name.starts_with("kmalloc-cg-1") || name == "filp", "{name}");
+    }
+    for site in findings(&report, "alloc_pipe_info") {
+        within(number(&site["live"]["objects"]), PIPES as f64, 0.01);
+    }
+    let nothing = report_with_pipes(&["--cache", "no-such-cache-*"]);
+    assert!(cache_names(&nothing).is_empty() && nothing["findings"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn only_caches_of_such_a_size_are_recorded() {
+    let _turn = turn();
+    let report = report_with_pipes(&["--min-size", "1000", "--max-size", "1k", "--top", "1000"]);
+    let sites = findings(&report, "alloc_pipe_info");
+    assert_eq!(sites.len(), 1);
+    assert_eq!(sites[0]["cache"], "kmalloc-cg-1k");
+    for finding in report["findings"].as_array().unwrap() {
+        let size = number(&finding["live"]["bytes"]) / number(&finding["live"]["objects"]);
+        assert!((1_000.0..=1_024.0).contains(&size), "{finding:#}");
+    }
+}
+
+/// Objects of a site that have a stack, and the most frames of one.
+fn stacks(site: &Value) -> (f64, usize) {
+    let stacks = site["stacks"].as_array().unwrap();
+    let frames = stacks.iter().map(|stack| stack["frames"].as_array().unwrap().len()).max();
+    (stacks.iter().map(|stack| number(&stack["objects"])).sum(), frames.unwrap_or(0))
+}
+
+#[test]
+fn stacks_are_captured_as_far_as_they_are_wanted() {
+    let _turn = turn();
+    let all = report_with_pipes(&["--overhead", "100"]);
+    for site in findings(&all, "alloc_pipe_info") {
+        let (objects, frames) = stacks(site);
+        assert!(objects >= PIPES as f64 * 0.99, "{objects} objects have a stack");
+        assert!((6..=32).contains(&frames), "{frames} frames");
+    }
+    let short = report_with_pipes(&["--overhead", "100", "--stack-depth", "3"]);
+    for site in findings(&short, "alloc_pipe_info") {
+        assert_eq!(stacks(site).1, 3, "{site:#}");
+        assert!(site["stacks"][0]["frames"][0]["symbol"] == "alloc_pipe_info");
+    }
+    for none in [["--overhead", "0"], ["--stack-depth", "0"]] {
+        let report = report_with_pipes(&none);
+        let sites = findings(&report, "alloc_pipe_info");
+        assert_eq!(sites.len(), 2);
+        assert!(sites.iter().all(|site| stacks(site) == (0.0, 0)), "{sites:#?}");
+    }
+}
+
+#[test]
+fn top_bounds_the_findings() {
+    let _turn = turn();
+    let report = report_with_pipes(&["--top", "2"]);
+    assert_eq!(report["findings"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn min_age_decides_what_survives() {
+    let _turn = turn();
+    let young = report_with_pipes(&["--min-age", "1h"]);
+    let old = report_with_pipes(&["--min-age", "0"]);
+    for (report, expected) in [(&young, 0.0), (&old, PIPES as f64)] {
+        let sites = findings(report, "alloc_pipe_info");
+        assert_eq!(sites.len(), 2);
+        for site in sites {
+            within(number(&site["survivors"]["objects"]), expected, 0.01);
+        }
+    }
+    assert_eq!(number(&young["window"]["min_age_s"]), 3_600.0);
+}
+
+#[test]
+fn the_duration_is_kept_and_looked_at_in_between() {
+    let _turn = turn();
+    require_root();
+    let report = Trace::start(&["--duration", "1500ms", "--interval", "100ms"]).report();
+    within(number(&report["window"]["duration_s"]), 1.5, 0.2);
+    within(number(&report["window"]["ticks"]), 15.0, 0.2);
+}
+
+/// A text report of pipes that a task with a harmful name holds.
+fn text_report(command: &mut Command) -> String {
+    require_root();
+    let trace = Trace::spawn(command);
+    let held = Holder::named(c"\x1b]0;bad\x07\n", PIPES);
+    std::thread::sleep(Duration::from_millis(1_500));
+    trace.signal(libc::SIGTERM);
+    let (text, status) = trace.wait();
+    assert!(status.success());
+    drop(held);
+    text
+}
+
+#[test]
+fn text_is_for_a_page_of_100_columns() {
+    let _turn = turn();
+    for verbose in [false, true] {
+        let mut command = Command::new(leaktrace());
+        command.args(["--duration", "5m", "--overhead", "100", "--top", "40", "--cache", "*cg*"]);
+        if verbose {
+            command.arg("-v");
+        }
+        let text = text_report(&mut command);
+        for line in text.lines() {
+            assert!(line.chars().count() <= 100, "{line:?}");
+            assert!(!line.chars().any(char::is_control), "{line:?}");
+        }
+        for word in [
+            "\\u{1b}]0;bad\\u{7}\\u{a} (",
+            "alloc_pipe_info+0x",
+            "kmalloc-cg-1k",
+            "/proc/slabinfo",
+            "Not seen",
+            "Lost: ",
+            "Cost: ",
+        ] {
+            assert!(text.contains(word), "{word} is not in {text}");
+        }
+    }
+}
+
+#[test]
+fn colour_is_for_terminals_that_want_it() {
+    let _turn = turn();
+    require_root();
+    let on_terminal = |no_colour: Option<&str>| {
+        let mut command = Command::new("script");
+        let line = format!("{} --duration 1 --quiet", leaktrace().display());
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_remove("NO_COLOR");
+        if let Some(value) = no_colour {
+            command.env("NO_COLOR", value);
+        }
+        let output = command.stdin(Stdio::null()).output().expect("util-linux has script");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(on_terminal(None).contains("\x1b[1;3"));
+    assert!(on_terminal(Some("")).contains("\x1b[1;3"));
+    assert!(!on_terminal(Some("1")).contains('\x1b'));
+    let piped = run(["--duration", "1", "--quiet"]);
+    assert!(!String::from_utf8(piped.stdout).unwrap().contains('\x1b'));
+    assert!(piped.stderr.is_empty(), "{}", String::from_utf8_lossy(&piped.stderr));
+}
+
+#[test]
+fn progress_is_shown_on_a_terminal() {
+    let _turn = turn();
+    require_root();
+    let line = format!("{} --duration 2 --interval 500ms --output /dev/null", leaktrace().display());
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("util-linux has script");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    for word in ["left", "events/s", "live"] {
+        assert!(shown.contains(word), "{word} is not in {shown:?}");
+    }
+}
+
+#[test]
+fn output_replaces_a_file_and_writes_to_a_device() {
+    let _turn = turn();
+    require_root();
+    let directory = tempfile::tempdir().unwrap();
+    let (file, link) = (directory.path().join("report.json"), directory.path().join("link"));
+    fs::write(&file, "old").unwrap();
+    symlink(&file, &link).unwrap();
+    let args = ["--duration", "500ms", "--quiet", "--format", "json", "--output"];
+    let output = run(args.iter().copied().chain([link.to_str().unwrap()]));
+    assert!(output.status.success() && output.stdout.is_empty());
+    let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(report["schema"], "leaktrace.report/1");
+    assert!(link.is_symlink());
+    // Kernel addresses are not for everyone.
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+    let before = fs::symlink_metadata("/dev/null").unwrap().file_type();
+    assert!(run(args.iter().copied().chain(["/dev/null"])).status.success());
+    assert_eq!(fs::symlink_metadata("/dev/null").unwrap().file_type(), before);
+}
+
+#[test]
+fn check_tests_each_hook() {
+    let _turn = turn();
+    require_root();
+    let output = run(["check"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("Tracing works here."), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    let output = run(["check", "--format", "json"]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["schema"], "leaktrace.check/1");
+    assert_eq!(answer["usable"], true);
+    let hooks = answer["hooks"].as_array().unwrap();
+    for name in ["kmalloc", "kfree", "kmem_cache_alloc", "kmem_cache_free"] {
+        let hook = hooks.iter().find(|hook| hook["name"] == name).unwrap();
+        assert_eq!(hook["attached"], true, "{hook}");
+        let test = &hook["self_test"];
+        assert!(
+            number(&test["expected"]) > 0.0 && number(&test["seen"]) >= number(&test["expected"]),
+            "{hook}"
+        );
+    }
+    assert!(!answer["blind_spots"].as_array().unwrap().is_empty());
+}
