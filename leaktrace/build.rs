@@ -75,9 +75,6 @@ fn build(workspace: &Path, out: &Path, toolchain: &HashMap<String, String>) -> P
         .args(["-Z", "build-std=core", "--target", triple, "--target-dir"])
         .arg(&target)
         .current_dir(workspace);
-    if env::var_os("CARGO_FEATURE_LOG").is_some() {
-        command.args(["--features", "log"]);
-    }
     // What cargo told this script about the host build would mislead the second one.
     for variable in
         ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO"]

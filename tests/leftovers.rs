@@ -50,7 +50,7 @@ fn nothing_stays(args: &[&str], end: impl FnOnce(Trace)) {
 
 #[test]
 fn nothing_stays_after_the_end() {
-    nothing_stays(&["--duration", "1"], |trace| assert!(trace.wait().1.success()));
+    nothing_stays(&["--duration", "1"], |trace| assert!(trace.wait().status.success()));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn nothing_stays_after_kill() {
     let path = directory.path().join("report.json");
     nothing_stays(&["--duration", "5m", "--output", path.to_str().unwrap()], |trace| {
         trace.signal(libc::SIGKILL);
-        assert!(!trace.wait().1.success());
+        assert!(!trace.wait().status.success());
     });
     let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");

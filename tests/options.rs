@@ -123,10 +123,10 @@ fn text_report(command: &mut Command) -> String {
     let held = Holder::named(c"\x1b]0;bad\x07\n", PIPES);
     std::thread::sleep(Duration::from_millis(1_500));
     trace.signal(libc::SIGTERM);
-    let (text, status) = trace.wait();
-    assert!(status.success());
+    let ended = trace.wait();
+    assert!(ended.status.success());
     drop(held);
-    text
+    ended.out
 }
 
 #[test]
@@ -178,6 +178,25 @@ fn colour_is_for_terminals_that_want_it() {
     let piped = run(["--duration", "1", "--quiet"]);
     assert!(!String::from_utf8(piped.stdout).unwrap().contains('\x1b'));
     assert!(piped.stderr.is_empty(), "{}", String::from_utf8_lossy(&piped.stderr));
+}
+
+#[test]
+fn verbose_runs_pass_on_what_the_programs_say() {
+    let _turn = turn();
+    require_root();
+    for verbose in [false, true] {
+        let mut command = Command::new(leaktrace());
+        command.args(["--duration", "5m", "--max-objects", "16"]);
+        if verbose {
+            command.arg("--verbose");
+        }
+        let trace = Trace::spawn(&mut command);
+        drop(Holder::spawn(PIPES));
+        trace.signal(libc::SIGTERM);
+        let said = trace.wait().said;
+        // Tables of this size lose objects before they can be relieved.
+        assert_eq!(said.contains("note: no place for an object of ffff"), verbose, "{said}");
+    }
 }
 
 #[test]

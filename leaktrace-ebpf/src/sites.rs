@@ -1,6 +1,7 @@
 //! Allocation sites: a call site and the slab cache that it allocates from.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes;
+use aya_ebpf::{helpers::bpf_probe_read_kernel_str_bytes, programs::RawTracePointContext};
+use aya_log_ebpf::warn;
 use leaktrace_common::{
     Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, SITE_CACHE_KNOWN, SITE_IGNORED,
     SITE_NOT_SLAB, SITE_OTHER, SITE_PROBES, SITE_READY, Site, encode_address,
@@ -31,7 +32,7 @@ pub(crate) struct Origin {
 
 /// The index and flags of the event's site, which is made if it is new.
 #[inline(always)]
-pub(crate) fn find(control: *mut Control, origin: &Origin) -> Option<(u32, u32)> {
+pub(crate) fn find(ctx: &RawTracePointContext, control: *mut Control, origin: &Origin) -> Option<(u32, u32)> {
     let key = hash_pair(origin.call_site, origin.discriminator);
     for probe in 0..SITE_PROBES {
         let index = ((key >> SITE_SHIFT) as u32).wrapping_add(probe) & config!(site_mask);
@@ -44,18 +45,23 @@ pub(crate) fn find(control: *mut Control, origin: &Origin) -> Option<(u32, u32)>
             match claim(site.cast(), key) {
                 Slot::Found => return Some((index, (&raw const (*site).flags).read_volatile())),
                 Slot::Taken => {}
-                Slot::Claimed => return Some((index, fill(control, site, origin))),
+                Slot::Claimed => return Some((index, fill(ctx, control, site, origin))),
             }
         }
     }
     // SAFETY: a map value.
-    unsafe { atomic::add(&raw mut (*control).sites_full, 1) };
+    unsafe {
+        if (&raw const (*control).sites_full).read_volatile() == 0 {
+            warn!(ctx, "the table of sites is full: {:x} and others are counted as one", origin.call_site);
+        }
+        atomic::add(&raw mut (*control).sites_full, 1);
+    }
     Some((SITE_OTHER, 0))
 }
 
 /// Fills in a new site; returns its flags.
 #[inline(always)]
-unsafe fn fill(control: *mut Control, site: *mut Site, origin: &Origin) -> u32 {
+unsafe fn fill(ctx: &RawTracePointContext, control: *mut Control, site: *mut Site, origin: &Origin) -> u32 {
     let mut flags = SITE_READY;
     let mut bytes = origin.bytes;
     let mut family = origin.family;
@@ -89,6 +95,7 @@ unsafe fn fill(control: *mut Control, site: *mut Site, origin: &Origin) -> u32 {
                 }
             }
             _ if family == FAMILY_KMALLOC || family == FAMILY_KMEM_CACHE => {
+                warn!(ctx, "the slab cache of {:x} cannot be read", origin.call_site);
                 atomic::add(&raw mut (*control).cache_unknown, 1);
             }
             _ => {}

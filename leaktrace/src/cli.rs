@@ -91,7 +91,7 @@ pub struct TraceArgs {
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// Say more: every site of the findings, the caches that agree, and each program's cost.
+    /// Say more: every finding in full, the caches that agree, each program's cost and its messages.
     #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
 

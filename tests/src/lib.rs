@@ -36,6 +36,17 @@ pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     Command::new(leaktrace()).args(args).stdin(Stdio::null()).output().expect("leaktrace can be run")
 }
 
+/// How a trace ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Standard output.
+    pub out: String,
+    /// Standard error since the banner.
+    pub said: String,
+    /// Exit status.
+    pub status: ExitStatus,
+}
+
 /// A trace that is going on.
 pub struct Trace {
     child: Child,
@@ -78,24 +89,21 @@ impl Trace {
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
 
-    /// Waits for the end; returns standard output and the exit status.
-    pub fn wait(mut self) -> (String, ExitStatus) {
+    /// Waits for the end.
+    pub fn wait(mut self) -> Ended {
         let mut out = String::new();
         self.child.stdout.take().expect("it is piped").read_to_string(&mut out).expect("readable");
-        let mut rest = String::new();
-        self.stderr.read_to_string(&mut rest).expect("readable");
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said).expect("readable");
         let status = self.child.wait().expect("it can be waited for");
-        if !status.success() {
-            eprintln!("leaktrace's standard error: {rest}");
-        }
-        (out, status)
+        Ended { out, said, status }
     }
 
     /// Waits for the report.
     pub fn report(self) -> Value {
-        let (out, status) = self.wait();
-        assert!(status.success(), "{status}");
-        serde_json::from_str(&out).expect("the report is JSON")
+        let ended = self.wait();
+        assert!(ended.status.success(), "{ended:?}");
+        serde_json::from_str(&ended.out).expect("the report is JSON")
     }
 
     /// Ends the trace early, and waits for the report.

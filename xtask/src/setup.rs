@@ -198,9 +198,7 @@ fn build_linker(cache: &Path, rustc: &Path, offline: bool) -> Result<PathBuf> {
 /// The static binary that bpf-linker's project publishes, with the newest LLVM in it.
 fn download_linker(directory: &Path) -> Result<PathBuf> {
     for tool in ["curl", "tar", "zstd"] {
-        if find(tool).is_none() {
-            apt_install(&[tool])?;
-        }
+        need(tool, false)?;
     }
     let archive = format!("bpf-linker-{}-unknown-linux-musl.tar.zst", env::consts::ARCH);
     say(&format!("downloading {archive} of bpf-linker's newest release"));
@@ -256,6 +254,20 @@ fn need_root(what: &str) -> Result<()> {
         bail!("{what} has to be installed by root, and there is no sudo: run `cargo xtask setup` as root");
     }
     Ok(())
+}
+
+/// Makes sure that a program is in PATH, by the package of its name.
+///
+/// # Errors
+/// When it is missing and cannot be installed.
+pub(crate) fn need(program: &str, offline: bool) -> Result<()> {
+    if find(program).is_some() {
+        return Ok(());
+    }
+    if offline {
+        bail!("{program} is missing, and --offline forbids installing it");
+    }
+    apt_install(&[program])
 }
 
 fn apt_install(packages: &[&str]) -> Result<()> {

@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 
-use crate::run::{build, cargo, check, find, is_root};
+use crate::{
+    run::{build, cargo, check, find, is_root},
+    setup::need,
+};
 
 /// Formatting, lints, and all tests; those that trace run as root.
 ///
@@ -24,6 +27,8 @@ pub(crate) fn test(offline: bool) -> Result<()> {
     ]))?;
     step("building");
     let leaktrace = build(offline)?;
+    // One test reads what strace shows of a run.
+    need("strace", offline)?;
     step("tests");
     let mut command = cargo(offline);
     command.args(["test", "--workspace"]).env("LEAKTRACE_BIN", leaktrace);

@@ -14,6 +14,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
+use aya_log_ebpf::warn;
 use leaktrace_common::{
     Control, CpuState, EXACT_TIME, FAMILY_KMALLOC, FAMILY_KMEM_CACHE, FAMILY_UNKNOWN_FREE, Payload,
     SITE_IGNORED, SITE_OTHER, UNKNOWN_FREE_CALL_SITE, ZERO_SIZE_PTR, address_hash, encode_address,
@@ -87,7 +88,7 @@ unsafe fn count(counter: *mut u64, site: u32) {
 #[inline(always)]
 fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u32) -> Option<()> {
     let control = control()?;
-    let (site, flags) = sites::find(control, origin)?;
+    let (site, flags) = sites::find(ctx, control, origin)?;
     if flags & SITE_IGNORED != 0 {
         return None;
     }
@@ -120,6 +121,12 @@ fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u3
         }
         if !stored.tracked {
             atomic::add(&raw mut (*cell).overflowed, 1);
+            if (&raw const (*control).overflow_lost).read_volatile() == 0 {
+                warn!(
+                    ctx,
+                    "no place for an object of {:x}: bucket and overflow map are full", origin.call_site
+                );
+            }
             atomic::add(&raw mut (*control).overflow_lost, 1);
         }
     }
@@ -190,7 +197,7 @@ impl Overflow for OverflowMap {
 /// Books a free seen by a program; `cache` is the object's `struct kmem_cache` where the event
 /// names it, else 0.
 #[inline(always)]
-fn freed(program: usize, object: u64, cache: u64) -> Option<()> {
+fn freed(ctx: &RawTracePointContext, program: usize, object: u64, cache: u64) -> Option<()> {
     if object <= ZERO_SIZE_PTR {
         return None;
     }
@@ -206,7 +213,7 @@ fn freed(program: usize, object: u64, cache: u64) -> Option<()> {
     };
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    let Some((time_ns, site)) = found else { return unknown_free(control, program, object, cache, cpu) };
+    let Some((time_ns, site)) = found else { return unknown_free(ctx, control, program, object, cache, cpu) };
     let cell = counters(site & config!(site_mask), cpu)?;
     // SAFETY: a helper without arguments, and a map value. Both programs that free count lifetimes,
     // and one may interrupt the other, so that is atomic.
@@ -223,7 +230,14 @@ fn freed(program: usize, object: u64, cache: u64) -> Option<()> {
 /// Counts the free of an object that the table does not have, by cache: most are older than the
 /// trace, and the comparison with /proc/slabinfo needs them.
 #[inline(always)]
-fn unknown_free(control: *mut Control, program: usize, object: u64, cache: u64, cpu: u32) -> Option<()> {
+fn unknown_free(
+    ctx: &RawTracePointContext,
+    control: *mut Control,
+    program: usize,
+    object: u64,
+    cache: u64,
+    cpu: u32,
+) -> Option<()> {
     let cache = if cache == 0 { pages::cache_of(object).unwrap_or(0) } else { cache };
     let origin = Origin {
         call_site: UNKNOWN_FREE_CALL_SITE,
@@ -234,7 +248,7 @@ fn unknown_free(control: *mut Control, program: usize, object: u64, cache: u64, 
         gfp: 0,
         family: FAMILY_UNKNOWN_FREE,
     };
-    let (site, _) = sites::find(control, &origin)?;
+    let (site, _) = sites::find(ctx, control, &origin)?;
     let cell = counters(site, cpu)?;
     // SAFETY: a map value.
     unsafe { count(&raw mut (*cell).freed[program], site) };
@@ -314,7 +328,7 @@ pub(crate) fn kmem_cache_alloc_node(ctx: RawTracePointContext) -> u32 {
 /// Objects of any cache freed by `kfree`; also fires for NULL.
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn kfree(ctx: RawTracePointContext) -> u32 {
-    freed(0, object(&ctx), 0);
+    freed(&ctx, 0, object(&ctx), 0);
     0
 }
 
@@ -322,7 +336,7 @@ pub(crate) fn kfree(ctx: RawTracePointContext) -> u32 {
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn kmem_cache_free(ctx: RawTracePointContext) -> u32 {
     let cache = if config!(cache_free_cache) == 0 { 0 } else { argument(&ctx, config!(cache_free_cache)) };
-    freed(1, object(&ctx), cache);
+    freed(&ctx, 1, object(&ctx), cache);
     0
 }
 

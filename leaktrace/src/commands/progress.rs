@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::{tracer::Tick, units};
+use crate::{report::escape, tracer::Tick, units};
 
 /// A bar with the time left, and what is going on.
 pub(super) struct Progress {
@@ -42,6 +42,13 @@ impl Progress {
             units::count(tick.live),
         ));
         self.last = (Instant::now(), *tick);
+    }
+
+    /// Says something above the progress line, or where that would be.
+    pub(super) fn say(&self, notes: &[String]) {
+        for note in notes {
+            self.bar.suspend(|| eprintln!("note: {}", escape(note)));
+        }
     }
 
     /// Takes the line away.

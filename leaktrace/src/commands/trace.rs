@@ -168,12 +168,14 @@ async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &Sto
             break;
         }
         progress.show(&tracer.tick()?);
+        progress.say(&tracer.messages());
         tracer.admit_caches(|name| filter.matches(name, None));
         if Deadline::now() >= end {
             break;
         }
     }
     progress.finish();
+    progress.say(&tracer.messages());
     tracer.finish()
 }
 

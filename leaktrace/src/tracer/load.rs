@@ -11,7 +11,7 @@ use aya::{
 };
 use leaktrace_common::{CACHE_NAME_LEN, Config};
 
-use super::{Settings, hooks::Hook, sizes::Sizes};
+use super::{Settings, hooks::Hook, messages, sizes::Sizes};
 use crate::units;
 
 /// The programs, compiled by build.rs.
@@ -46,6 +46,7 @@ pub fn create(config: Config, sizes: &Sizes, settings: &Settings) -> Result<Ebpf
         } else {
             VerifierLogLevel::DISABLE
         });
+    messages::set_level(&mut loader, settings.verbose);
     let mut ebpf = loader.load(OBJECT).map_err(|error| explain_create(error, sizes))?;
     allow_caches(&mut ebpf, &settings.caches)?;
     Ok(ebpf)

@@ -5,6 +5,7 @@ pub mod cost;
 pub mod hooks;
 mod load;
 mod mapped;
+mod messages;
 mod names;
 mod sampling;
 mod scan;
@@ -19,7 +20,7 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, SITE_SUSPECT, Site, StackRecord};
 
-use self::{cost::CostMeter, mapped::MappedArray, sites::SiteTable, sizes::Sizes};
+use self::{cost::CostMeter, mapped::MappedArray, messages::Messages, sites::SiteTable, sizes::Sizes};
 pub use self::{
     cost::ProgramCost,
     scan::LiveObject,
@@ -88,6 +89,7 @@ pub struct Tracer {
     attached: Vec<HookState>,
     settings: Settings,
     sizes: Sizes,
+    messages: Option<Messages>,
     live: MappedArray<Bucket>,
     stacks: MappedArray<StackRecord>,
     control: MappedArray<Control>,
@@ -110,6 +112,7 @@ impl Tracer {
     /// One line on what the kernel refused.
     pub fn new(layout: &Layout, sizes: Sizes, settings: Settings) -> Result<Self> {
         let mut ebpf = load::create(layout.config, &sizes, &settings)?;
+        let messages = if settings.verbose { Some(Messages::open(&mut ebpf)?) } else { None };
         let hooks = hooks::for_kernel(layout);
         let mut attached = Vec::new();
         for hook in &hooks {
@@ -131,6 +134,7 @@ impl Tracer {
                 sizes.shards as usize,
             ),
             ebpf,
+            messages,
             attached,
             settings,
             sizes,
@@ -337,6 +341,11 @@ impl Tracer {
     /// When the kernel refuses a look.
     pub fn task_names(&self) -> Result<rustc_hash::FxHashMap<u32, String>> {
         names::read_tasks(&self.ebpf)
+    }
+
+    /// What the programs had to say since the last call, if the trace is verbose.
+    pub fn messages(&mut self) -> Vec<String> {
+        self.messages.as_mut().map(Messages::take).unwrap_or_default()
     }
 
     /// How often [`Tracer::relieve`] should be asked.
