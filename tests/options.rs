@@ -81,7 +81,7 @@ fn stacks_are_captured_as_far_as_they_are_wanted() {
         let report = report_with_pipes(&none);
         let sites = findings(&report, "alloc_pipe_info");
         assert_eq!(sites.len(), 2);
-        assert!(sites.iter().all(|site| stacks(site) == (0.0, 0)), "{sites:#?}");
+        assert!(sites.iter().all(|site| site["stacks"].as_array().unwrap().is_empty()), "{sites:#?}");
     }
 }
 
@@ -104,7 +104,7 @@ fn min_age_decides_what_survives() {
             within(number(&site["survivors"]["objects"]), expected, 0.01);
         }
     }
-    assert_eq!(number(&young["window"]["min_age_s"]), 3_600.0);
+    within(number(&young["window"]["min_age_s"]), 3_600.0, 0.0);
 }
 
 #[test]

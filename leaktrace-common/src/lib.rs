@@ -5,6 +5,12 @@
 //! unwritten, and is never changed by one side alone.
 #![no_std]
 
+mod address;
+mod lifetime;
+
+pub use address::*;
+pub use lifetime::*;
+
 /// Number of slots in a [`Bucket`]: as many 8-byte keys as fit one 64-byte cache line.
 pub const BUCKET_SLOTS: usize = 8;
 
@@ -13,52 +19,6 @@ pub const KEY_EMPTY: u64 = 0;
 
 /// Key of a slot that a writer has claimed and whose payload is not complete.
 pub const KEY_BUSY: u64 = 1;
-
-/// Multiplier of the multiplicative (Fibonacci) hash of an address: 2^64 / golden ratio.
-///
-/// Addresses at a fixed stride, which is what the objects of one slab are, fall evenly
-/// over the hash's range (Weyl's equidistribution), so buckets fill more evenly, and a
-/// sample by hash is closer to its share, than with a random hash.
-pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// Bits of the address hash from here up choose the bucket; the topmost ones choose the sample.
-pub const BUCKET_SHIFT: u32 = 24;
-
-/// Largest `sample_shift`: one address in a million is kept.
-pub const MAX_SAMPLE_SHIFT: u32 = 20;
-
-/// The hash by which an address finds its bucket and its place in the sample.
-#[inline(always)]
-pub const fn address_hash(address: u64) -> u64 {
-    address.wrapping_mul(GOLDEN)
-}
-
-/// Whether an address with this hash is tracked when one in `2^sample_shift` is.
-#[inline(always)]
-pub const fn is_sampled(hash: u64, sample_shift: u32) -> bool {
-    // Two shifts: a single one by 64 would be undefined for a shift of 0.
-    (hash >> 1) >> (63 - (sample_shift & 63)) == 0
-}
-
-/// An address as it is kept in any memory that outlives an event.
-///
-/// kmemleak scans BPF maps and our own reachability check scans everything: an address stored
-/// as it is would count as a reference to the object and hide its leak. Kernel addresses lie in
-/// the upper half, so the complement is a small number that is never [`KEY_EMPTY`] or [`KEY_BUSY`].
-#[inline(always)]
-pub const fn encode_address(address: u64) -> u64 {
-    !address
-}
-
-/// The inverse of [`encode_address`].
-#[inline(always)]
-pub const fn decode_address(encoded: u64) -> u64 {
-    !encoded
-}
-
-/// Addresses up to this one are no objects: NULL, and `ZERO_SIZE_PTR` of `kmalloc(0)`
-/// (`include/linux/slab.h`).
-pub const ZERO_SIZE_PTR: u64 = 16;
 
 /// What is known of one outstanding object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,20 +35,6 @@ pub struct Payload {
     pub tgid: u32,
     /// Requested bytes for kmalloc; 0 for `kmem_cache`, whose objects are all of one size.
     pub size: u32,
-}
-
-/// In [`Payload::time_ns`]: the time was read for this very object. Reading the clock costs as much
-/// as everything else that a free does, so lifetimes are measured on a sample.
-pub const EXACT_TIME: u64 = 1;
-
-/// Allocations of a site on one CPU that all have their exact time, before a sample has.
-pub const FIRST_EXACT: u64 = 16;
-
-/// Whether the `nth` allocation of a site gets its exact time: 1 in 16 later on. The golden ratio
-/// spreads them evenly over every rhythm in which a site may allocate objects of different fates.
-#[inline(always)]
-pub const fn has_exact_time(nth: u64) -> bool {
-    nth <= FIRST_EXACT || nth.wrapping_mul(GOLDEN) >> 60 == 0
 }
 
 /// A bucket of the live table: its keys in one cache line, then the payloads.
@@ -159,12 +105,6 @@ pub struct Site {
 /// Slots probed for a site before it is counted in [`SITE_OTHER`].
 pub const SITE_PROBES: u32 = 16;
 
-/// Number of lifetime classes in a [`Counters`] cell.
-pub const LIFETIME_CLASSES: usize = 26;
-
-/// log2 of the nanoseconds that a lifetime is counted in.
-const LIFETIME_SHIFT: u32 = 12;
-
 /// Programs that book frees, each with a counter of its own in [`Counters::freed`].
 pub const FREEING_PROGRAMS: usize = 2;
 
@@ -186,49 +126,6 @@ pub struct Counters {
     /// Those of objects with an exact time by lifetime: class `k` counts those of `[2^(k-1), 2^k)`
     /// times 4.096 microseconds, class 0 shorter ones, the last one all longer ones.
     pub lifetimes: [u64; LIFETIME_CLASSES],
-}
-
-/// The lifetime class of an age in nanoseconds.
-#[inline(always)]
-pub fn lifetime_class(age_ns: u64) -> usize {
-    let class = log2_floor_plus_one(age_ns >> LIFETIME_SHIFT);
-    if class < LIFETIME_CLASSES { class } else { LIFETIME_CLASSES - 1 }
-}
-
-/// Number of significant bits, in shifts and compares: BPF has no instruction for it.
-#[inline(always)]
-fn log2_floor_plus_one(value: u64) -> usize {
-    let mut v = value;
-    let mut bits = 0;
-    if v >> 32 != 0 {
-        return LIFETIME_CLASSES;
-    }
-    if v >> 16 != 0 {
-        v >>= 16;
-        bits += 16;
-    }
-    if v >> 8 != 0 {
-        v >>= 8;
-        bits += 8;
-    }
-    if v >> 4 != 0 {
-        v >>= 4;
-        bits += 4;
-    }
-    if v >> 2 != 0 {
-        v >>= 2;
-        bits += 2;
-    }
-    if v >> 1 != 0 {
-        v >>= 1;
-        bits += 1;
-    }
-    bits + v as usize
-}
-
-/// Upper end of a lifetime class in microseconds.
-pub const fn lifetime_class_end_us(class: usize) -> f64 {
-    (1_u64 << class << LIFETIME_SHIFT) as f64 / 1e3
 }
 
 /// Deepest stack that is kept.
@@ -378,67 +275,3 @@ const _: () = {
     // 26 words and 4 double words: no padding, which would be uninitialised bytes for bpf().
     assert!(size_of::<Config>() == 26 * 4 + 4 * 8);
 };
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sampling_keeps_its_share() {
-        for shift in [0, 1, 4, 7] {
-            let kept = (0..1_u64 << 16)
-                .filter(|i| is_sampled(address_hash(0xffff_8880_0000_0000 + i * 64), shift))
-                .count();
-            let expected = (1_usize << 16) >> shift;
-            assert!(kept.abs_diff(expected) * 100 <= expected, "{kept} of {expected} at shift {shift}");
-        }
-    }
-
-    #[test]
-    fn samples_nest() {
-        for i in 0..100_000_u64 {
-            let hash = address_hash(0xffff_8880_0000_0000 + i * 96);
-            for shift in 0..MAX_SAMPLE_SHIFT {
-                assert!(!is_sampled(hash, shift + 1) || is_sampled(hash, shift));
-            }
-        }
-    }
-
-    #[test]
-    fn lifetime_classes_cover_their_ranges() {
-        assert_eq!(lifetime_class(0), 0);
-        assert_eq!(lifetime_class(4_095), 0);
-        assert_eq!(lifetime_class(4_096), 1);
-        assert_eq!(lifetime_class(8_192), 2);
-        assert_eq!(lifetime_class(1 << 20), 9);
-        assert_eq!(lifetime_class(60_000_000_000), LIFETIME_CLASSES - 2);
-        assert_eq!(lifetime_class(70_000_000_000), LIFETIME_CLASSES - 1);
-        assert_eq!(lifetime_class(u64::MAX), LIFETIME_CLASSES - 1);
-        for class in 1..LIFETIME_CLASSES - 1 {
-            assert_eq!(lifetime_class((1 << (class - 1)) << LIFETIME_SHIFT), class);
-            assert_eq!(lifetime_class(((1 << class) << LIFETIME_SHIFT) - 1), class);
-        }
-    }
-
-    #[test]
-    fn exact_times_are_a_fair_sample() {
-        // Of every object in a rhythm of up to 48 the same share is measured.
-        for period in 1..=48_u64 {
-            for phase in 0..period {
-                let all = 16_384;
-                let exact =
-                    (1..=all).filter(|i| has_exact_time(FIRST_EXACT + phase + i * period)).count() as u64;
-                assert!(exact.abs_diff(all / 16) * 10 <= all / 16, "{exact} at {phase} of {period}");
-            }
-        }
-    }
-
-    #[test]
-    fn encoded_addresses_are_no_kernel_addresses_and_no_marks() {
-        for address in [0xffff_8880_0000_0000, 0xff00_0000_0000_0000, 0xffff_ffff_ffff_f000] {
-            let encoded = encode_address(address);
-            assert!(encoded < 1 << 63 && encoded != KEY_EMPTY && encoded != KEY_BUSY);
-            assert_eq!(decode_address(encoded), address);
-        }
-    }
-}

@@ -13,6 +13,9 @@ use churn::Churn;
 use clap::Parser;
 use subject::Subject;
 
+/// Heading of the part of the file that is not measured.
+const NOTES: &str = "\n## Notes\n";
+
 /// Measures what tracing costs.
 #[derive(Parser)]
 #[command(name = "bench", bin_name = "cargo xtask bench --")]
@@ -80,7 +83,13 @@ fn bench(cli: &Cli) -> Result<()> {
     let text = table::render(&names, &rounds, &command_line());
     print!("{text}");
     if let Some(file) = &cli.write {
-        std::fs::write(file, &text).with_context(|| format!("cannot write {}", file.display()))?;
+        // What people wrote about the figures stays.
+        let notes = std::fs::read_to_string(file)
+            .ok()
+            .and_then(|old| old.find(NOTES).map(|at| old[at..].to_owned()))
+            .unwrap_or_default();
+        std::fs::write(file, text.clone() + &notes)
+            .with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
 }

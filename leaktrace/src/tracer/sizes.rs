@@ -45,6 +45,8 @@ const FASTEST_ALLOCATION_NS: u64 = 200;
 /// Looking at the tables more often than this would cost more than it saves.
 const RELIEF_INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(1);
+/// The ring buffer of the programs' messages.
+const LOG_BYTES: u64 = 1 << 17;
 /// The buffers in which each CPU captures stacks.
 const SCRATCH_BYTES: u64 = 4 * 512;
 
@@ -104,6 +106,7 @@ impl Sizes {
             + u64::from(self.sites) * size_of::<Site>() as u64
             + u64::from(self.stacks) * size_of::<StackRecord>() as u64
             + TASK_BYTES
+            + LOG_BYTES
             + self.per_cpu_bytes()
     }
 
