@@ -13,7 +13,7 @@ use leaktrace_common::{
 };
 use leaktrace_ebpf::{
     live,
-    table::{self, Overflow},
+    table::{self, NO_SITE, Overflow},
 };
 use proptest::prelude::*;
 
@@ -105,7 +105,7 @@ fn behaves_like_a_map(events: &[Event], weakly_ordered: bool) {
                 let in_bucket = model.keys().filter(|&&other| bucket_of(other, BUCKETS) == index).count();
                 // SAFETY: the bucket is ours alone.
                 let stored = unsafe { table::put(bucket, &mut spill, key, &payload, weakly_ordered) };
-                assert_eq!(stored.replaced, model.remove(&address).map(|old| old.site));
+                assert_eq!(stored.replaced, model.remove(&address).map_or(NO_SITE, |old| old.site));
                 if stored.tracked {
                     model.insert(address, payload);
                 } else {
@@ -197,7 +197,7 @@ fn concurrent_cpus_do_not_disturb_each_other() {
                                 let payload = payload(number);
                                 let stored =
                                     table::put(table.bucket(address), &mut spill, key, &payload, false);
-                                assert_eq!(stored.replaced, None);
+                                assert_eq!(stored.replaced, NO_SITE);
                                 if stored.tracked {
                                     mine.insert(address, payload);
                                 }

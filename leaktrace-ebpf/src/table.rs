@@ -19,9 +19,13 @@ pub trait Overflow {
 pub struct Stored {
     /// Whether there was room for it.
     pub tracked: bool,
-    /// Site of the object that was at its address, the free of which was missed.
-    pub replaced: Option<u32>,
+    /// Site of the object that was at its address, the free of which was missed, or [`NO_SITE`].
+    pub replaced: u32,
 }
+
+/// No site. Not an `Option`: the compiler may load the value of a `None` from the stack before it
+/// looks, which the verifier of kernels before 6.3 takes for a read of what was never written.
+pub const NO_SITE: u32 = u32::MAX;
 
 /// Puts an object into the table.
 ///
@@ -35,15 +39,17 @@ pub unsafe fn put(
     payload: &Payload,
     weakly_ordered: bool,
 ) -> Stored {
-    let missed = if overflow.is_empty() { None } else { overflow.take(key) };
+    let mut missed = NO_SITE;
+    if !overflow.is_empty()
+        && let Some((_, site)) = overflow.take(key)
+    {
+        missed = site;
+    }
     // SAFETY: the caller's promise.
-    let inserted = unsafe { live::insert(bucket, key, payload, weakly_ordered) };
-    match inserted {
-        Inserted::Replaced(site) => Stored { tracked: true, replaced: Some(site) },
-        Inserted::New => Stored { tracked: true, replaced: missed.map(|(_, site)| site) },
-        Inserted::Full => {
-            Stored { tracked: overflow.put(key, payload), replaced: missed.map(|(_, site)| site) }
-        }
+    match unsafe { live::insert(bucket, key, payload, weakly_ordered) } {
+        Inserted::Replaced(site) => Stored { tracked: true, replaced: site },
+        Inserted::New => Stored { tracked: true, replaced: missed },
+        Inserted::Full => Stored { tracked: overflow.put(key, payload), replaced: missed },
     }
 }
 

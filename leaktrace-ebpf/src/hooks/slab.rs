@@ -22,7 +22,7 @@ use leaktrace_common::{
 };
 use leaktrace_ebpf::{
     atomic,
-    table::{self, Overflow},
+    table::{self, NO_SITE, Overflow},
 };
 
 use crate::{
@@ -116,8 +116,8 @@ fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u3
         let key = encode_address(origin.object);
         let stored =
             table::put(bucket(hash)?, &mut OverflowMap(control), key, &payload, config!(weakly_ordered) != 0);
-        if let Some(old) = stored.replaced {
-            implicit_free(old, cpu);
+        if stored.replaced != NO_SITE {
+            implicit_free(stored.replaced, cpu);
         }
         if !stored.tracked {
             atomic::add(&raw mut (*cell).overflowed, 1);
