@@ -102,7 +102,9 @@ pub fn bytes(value: f64) -> String {
 /// Seconds as people say them: `850 ms`, `42 s`, `3 min`, `2 h 5 min`, `4 d 3 h`.
 pub fn seconds(value: f64) -> String {
     let whole = value.round() as u64;
-    if value < 1e-3 {
+    if value == 0.0 {
+        "0 s".to_owned()
+    } else if value < 1e-3 {
         format!("{:.0} us", value * 1e6)
     } else if value < 1.0 {
         format!("{:.0} ms", value * 1e3)
@@ -117,6 +119,11 @@ pub fn seconds(value: f64) -> String {
     } else {
         format!("{} d {} h", whole / 86_400, whole % 86_400 / 3_600)
     }
+}
+
+/// `1 site`, `2 sites`.
+pub fn plural(number: usize, what: &str) -> String {
+    format!("{} {what}{}", count(number as u64), if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -158,6 +165,7 @@ mod tests {
         assert_eq!(bytes(1_023.99), "1.0 KiB");
         assert_eq!(bytes(1_258_291.0), "1.2 MiB");
         assert_eq!(bytes(-2_048.0), "-2.0 KiB");
+        assert_eq!(seconds(0.0), "0 s");
         assert_eq!(seconds(0.0038), "4 ms");
         assert_eq!(seconds(0.000_02), "20 us");
         assert_eq!(seconds(59.6), "60 s");

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{
     escape,
-    model::{Cache, Finding, Report},
+    model::{Cache, Finding, Frame, Report},
     page::{WIDTH, paragraph, shorten, wrap},
 };
 use crate::units;
@@ -69,7 +69,8 @@ fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
             let text = wrap(&text, WIDTH - 9).join("\n         ");
             writeln!(out, "{}", paint(style, "1;31", &text))?;
             if suspects > 1 {
-                writeln!(out, "         {} more sites keep a growing number of objects.", suspects - 1)?;
+                let more = units::plural(suspects - 1, "more suspect");
+                writeln!(out, "         {more} below.")?;
             }
         }
         None => writeln!(
@@ -100,7 +101,7 @@ fn findings_table(findings: &[Finding], style: &Style) -> String {
         table.add_row([
             finding.rank.to_string(),
             finding.verdict.to_owned(),
-            shorten(&escape(&finding.call_site.label()), 34),
+            place(&finding.call_site, 34),
             shorten(&escape(&finding.cache), 18),
             units::count(finding.live.objects),
             units::bytes(finding.live.bytes as f64),
@@ -111,6 +112,19 @@ fn findings_table(findings: &[Finding], style: &Style) -> String {
     }
     align(&mut table, &[0, 4, 5, 6, 7, 8]);
     trimmed(&table)
+}
+
+/// Where a frame lies in so many characters: of a long name the module is what must be seen.
+fn place(frame: &Frame, limit: usize) -> String {
+    let label = frame.label();
+    let label = escape(&label);
+    match (label.rsplit_once(' '), &frame.module) {
+        (Some((symbol, module)), Some(_)) if label.chars().count() > limit => {
+            let room = limit.saturating_sub(module.chars().count() + 1).max(limit / 2);
+            shorten(&format!("{} {module}", shorten(symbol, room)), limit)
+        }
+        _ => shorten(&label, limit),
+    }
 }
 
 /// 100 % only if it is all.
@@ -127,11 +141,10 @@ fn growth(bytes_per_s: f64) -> String {
 
 fn finding_in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
     let head = format!("{:>2}  {}  {}", finding.rank, finding.verdict, escape(&finding.call_site.label()));
-    let source = match (&finding.call_site.file, finding.call_site.line) {
-        (Some(file), Some(line)) => format!("  {}:{line}", escape(file)),
-        _ => String::new(),
-    };
-    writeln!(out, "\n{}{source}", paint(style, "1", &head))?;
+    writeln!(out, "\n{}", paint(style, "1", &head))?;
+    if let (Some(file), Some(line)) = (&finding.call_site.file, finding.call_site.line) {
+        labelled(out, "line", &format!("{}:{line}", escape(file)))?;
+    }
     for (index, evidence) in finding.evidence.iter().enumerate() {
         labelled(out, if index == 0 { "why" } else { "" }, &escape(evidence))?;
     }
@@ -160,7 +173,7 @@ fn finding_in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::R
         }
         labelled(out, "stack", &frames.join(" < "))?;
         if finding.stacks.len() > 1 {
-            labelled(out, "", &format!("and {} other stacks", finding.stacks.len() - 1))?;
+            labelled(out, "", &format!("and {}", units::plural(finding.stacks.len() - 1, "other stack")))?;
         }
     } else {
         labelled(
@@ -186,9 +199,9 @@ fn modules(out: &mut String, report: &Report) -> fmt::Result {
     for module in loadable {
         writeln!(
             out,
-            "  {:<24} {:>4} sites {:>10} survive {:>14}",
+            "  {:<24} {:>10} {:>10} survive {:>14}",
             shorten(&escape(&module.name), 24),
-            module.findings,
+            units::plural(module.findings, "site"),
             units::bytes(module.survivor_bytes as f64),
             growth(module.bytes_per_s)
         )?;

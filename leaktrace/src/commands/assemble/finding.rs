@@ -80,11 +80,8 @@ fn call_site(site: &SiteRecord, surroundings: &Surroundings) -> Frame {
     if site.call_site == 0 {
         return Frame { symbol: Some("(site table full)".into()), ..Frame::default() };
     }
-    // The innermost inlined function has the line, the function around it the symbol.
-    let mut frames = surroundings.places.frames(site.call_site);
-    let line = frames.first().map(|frame| (frame.file.clone(), frame.line)).unwrap_or_default();
-    let outer = frames.pop().unwrap_or_default();
-    Frame { file: line.0, line: line.1, ..outer }
+    // Of inlined functions the outermost frame is the code that calls them: its line is the one to read.
+    surroundings.places.frames(site.call_site).pop().unwrap_or_default()
 }
 
 /// Functions that allocate for others: their callers are to blame.
