@@ -193,7 +193,7 @@ pub struct CpuState {
     pub stacks_ns: u64,
     /// The kernel's count of timer ticks when `tick_ns` was read.
     pub tick: u64,
-    /// Time of that tick.
+    /// Time of that tick, or a later one that was read since.
     pub tick_ns: u64,
 }
 

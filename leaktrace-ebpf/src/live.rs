@@ -8,9 +8,6 @@ use leaktrace_common::{BUCKET_SLOTS, Bucket, KEY_BUSY, KEY_EMPTY, Payload};
 
 use crate::atomic;
 
-/// How often an insertion looks for an empty slot again when another CPU has taken the one it saw.
-const ATTEMPTS: usize = 3;
-
 /// What became of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inserted {
@@ -29,27 +26,25 @@ pub enum Inserted {
 #[inline(always)]
 pub unsafe fn insert(bucket: *mut Bucket, key: u64, payload: &Payload, weakly_ordered: bool) -> Inserted {
     let keys = bucket.cast::<u64>();
-    for _ in 0..ATTEMPTS {
-        let mut empty = BUCKET_SLOTS;
-        for slot in 0..BUCKET_SLOTS {
-            // SAFETY: `slot` is below BUCKET_SLOTS and the bucket begins with its keys.
-            let found = unsafe { atomic::load(keys.add(slot)) };
-            if found == key {
-                // SAFETY: as above; the slot is this address's and nobody else touches it.
-                return unsafe { take_over(bucket, slot, key, payload, weakly_ordered) };
-            }
-            if found == KEY_EMPTY && empty == BUCKET_SLOTS {
-                empty = slot;
-            }
-        }
-        if empty >= BUCKET_SLOTS {
-            return Inserted::Full;
-        }
-        // SAFETY: `empty` is below BUCKET_SLOTS.
+    // One look at all keys for this address, then one for room. Together they would be a branch for
+    // each slot that depends on who else is in the bucket, which no CPU predicts.
+    for slot in 0..BUCKET_SLOTS {
+        // SAFETY: `slot` is below BUCKET_SLOTS and the bucket begins with its keys.
         unsafe {
-            if atomic::replace(keys.add(empty), KEY_EMPTY, KEY_BUSY) {
-                write_payload(bucket, empty, payload);
-                atomic::publish(keys.add(empty), key, weakly_ordered);
+            if atomic::load(keys.add(slot)) == key {
+                // The slot is this address's and nobody else touches it.
+                return take_over(bucket, slot, key, payload, weakly_ordered);
+            }
+        }
+    }
+    for slot in 0..BUCKET_SLOTS {
+        // SAFETY: as above. A slot that another CPU takes between the two accesses is passed over.
+        unsafe {
+            if atomic::load(keys.add(slot)) == KEY_EMPTY
+                && atomic::replace(keys.add(slot), KEY_EMPTY, KEY_BUSY)
+            {
+                write_payload(bucket, slot, payload);
+                atomic::publish(keys.add(slot), key, weakly_ordered);
                 return Inserted::New;
             }
         }

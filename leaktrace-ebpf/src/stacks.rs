@@ -49,17 +49,17 @@ pub(crate) fn capture(
             atomic::add(&raw mut (*control).stacks_failed, 1);
             return 0;
         }
-        let now = bpf_ktime_get_ns();
-        refill(cpu, now);
+        refill(cpu);
         let floor = if nth <= FIRST_STACKS { -BURST_NS } else { 0 };
         if (*cpu).tokens_ns <= floor && config!(stack_share) < WHOLE_CPU {
             (*cpu).plenty = 0;
             return 0;
         }
+        let begun = bpf_ktime_get_ns();
         (*cpu).capturing |= busy;
         let id = take(ctx, program, control);
         (*cpu).capturing &= !busy;
-        let spent = bpf_ktime_get_ns().wrapping_sub(now);
+        let spent = bpf_ktime_get_ns().wrapping_sub(begun);
         (*cpu).tokens_ns = (*cpu).tokens_ns.wrapping_sub(spent as i64);
         (*cpu).stacks += 1;
         (*cpu).stacks_ns += spent;
@@ -70,10 +70,18 @@ pub(crate) fn capture(
     }
 }
 
+/// Adds what the time since the last refill has earned. By the time of the last tick, because a
+/// busy site that may have stacks asks with every allocation: most get none, and reading the clock
+/// would cost them more than all the rest.
 #[inline(always)]
-unsafe fn refill(cpu: *mut CpuState, now: u64) {
+unsafe fn refill(cpu: *mut CpuState) {
     // SAFETY: the caller's map value.
     unsafe {
+        let now = (*cpu).tick_ns;
+        // Before it, when a program that interrupted this one has been quicker.
+        if now <= (*cpu).refilled_ns {
+            return;
+        }
         let mut elapsed = now.wrapping_sub((*cpu).refilled_ns);
         if elapsed > 1 << 33 {
             // The first time, or after 8 s without a capture: full either way, and no overflow below.

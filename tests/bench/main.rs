@@ -101,7 +101,8 @@ fn measure(subject: &Subject, cli: &Cli, peer: Option<&str>) -> Result<Measured>
     let running = subject.start(&cli.leaktrace, peer)?;
     let mut op = [0.0; 3];
     for (churn, ns) in Churn::ALL.into_iter().zip(&mut op) {
-        churn.run(time / 10)?;
+        // Long enough for the burst of stacks with which leaktrace begins.
+        churn.run(time / 3)?;
         *ns = churn.run(time)?;
     }
     let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).context("cannot turn bpf_stats on")?;

@@ -2,17 +2,22 @@
 
 use std::fmt::Write as _;
 
-use crate::{Measured, churn::Churn};
+use crate::{
+    Measured,
+    churn::{Churn, SLICES},
+};
 
 /// Writes the results down. Subject 0 is untraced, 1 the empty program, 3 leaktrace as it is
 /// used, and 5, if there, the peer.
 pub(crate) fn render(names: &[&str], rounds: &[Vec<Measured>], command: &str) -> String {
     let mut out = format!(
         "# What tracing costs\n\nMade by `{command}` on {}.\n\
-         Medians of {} rounds, in each of which everything was measured in turn; ratios are medians of the\n\
-         rounds' ratios. The work runs on one CPU and does nothing but allocate and free: a real load slows less.\n",
+         Medians of {} rounds, in each of which everything was measured in turn, each operation by the fastest of {}\n\
+         slices; ratios are medians of the rounds' ratios. The work runs on one CPU and does nothing but allocate\n\
+         and free: a real load slows less.\n",
         machine(),
-        rounds.len()
+        rounds.len(),
+        SLICES,
     );
     out += "\n## Each operation\n\n| | ";
     out += &Churn::ALL.map(Churn::name).join(" | ");

@@ -140,7 +140,10 @@ unsafe fn time_of_allocation(state: *mut CpuState, nth: u64) -> u64 {
     // this one between the two writes leaves a time that is at most a tick older.
     unsafe {
         if has_exact_time(nth) {
-            return bpf_ktime_get_ns() | EXACT_TIME;
+            let now = bpf_ktime_get_ns();
+            // As good as the tick's for what comes after.
+            (*state).tick_ns = now & !EXACT_TIME;
+            return now | EXACT_TIME;
         }
         let tick = bpf_jiffies64();
         if (*state).tick != tick {
