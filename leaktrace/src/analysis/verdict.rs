@@ -21,6 +21,15 @@ pub struct Evidence {
     pub window_s: f64,
     /// Whether the cache is of the reclaimable kind.
     pub reclaimable: bool,
+    /// Whether the cache lost older objects meanwhile, whose place these take: see [`replaces`].
+    pub replaces: bool,
+}
+
+/// Whether `live` objects of a site may stand for as many older ones: the traced cache has grown by
+/// less than half of them (`net`), because objects that are older than the trace were freed
+/// (`unknown_freed`). Such a site grows from zero in every trace, however long it has been steady.
+pub fn replaces(live: u64, net: i64, unknown_freed: u64) -> bool {
+    net * 2 < live as i64 && unknown_freed * 2 >= live
 }
 
 /// The verdict on a site.
@@ -30,7 +39,7 @@ pub enum Verdict {
     Suspect,
     /// The same, but the kernel frees such objects when memory is short.
     Cache,
-    /// Objects survive and their number is steady.
+    /// Objects survive and their number is steady, or the cache's is.
     Plateau,
     /// Objects come and go.
     Churn,
@@ -76,7 +85,7 @@ impl Evidence {
             Verdict::Churn
         } else if self.reclaimable {
             Verdict::Cache
-        } else if growing {
+        } else if growing && !self.replaces {
             Verdict::Suspect
         } else {
             Verdict::Plateau
@@ -109,6 +118,7 @@ mod tests {
         growth: 90.0,
         window_s: 60.0,
         reclaimable: false,
+        replaces: false,
     };
 
     #[test]
@@ -117,8 +127,20 @@ mod tests {
         assert_eq!(Evidence { reclaimable: true, ..LEAK }.verdict(), Verdict::Cache);
         assert_eq!(Evidence { growth: 0.0, ..LEAK }.verdict(), Verdict::Plateau);
         assert_eq!(Evidence { growth: -5.0, ..LEAK }.verdict(), Verdict::Plateau);
+        assert_eq!(Evidence { replaces: true, ..LEAK }.verdict(), Verdict::Plateau);
         assert_eq!(Evidence { survivors: 0, ..LEAK }.verdict(), Verdict::Churn);
         assert_eq!(Evidence { allocated: 10_000_000, growth: 0.0, ..LEAK }.verdict(), Verdict::Churn);
+    }
+
+    #[test]
+    fn only_frees_of_older_objects_make_room_for_these() {
+        // 1,521 live objects that appeared while the cache lost 1,700 older ones.
+        assert!(replaces(1_521, -179, 1_700));
+        // A leak in a busy cache, and one in a cache that nothing else uses.
+        assert!(!replaces(1_500, 1_100, 400));
+        assert!(!replaces(5_000, 5_000, 0));
+        // The cache did not grow because frees were not seen: for slabinfo to say.
+        assert!(!replaces(5_000, 0, 100));
     }
 
     #[test]

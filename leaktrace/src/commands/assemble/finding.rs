@@ -130,6 +130,12 @@ fn words(judged: &Judged<'_>, snapshot: &Snapshot, args: &TraceArgs) -> Vec<Stri
         let sign = if growth > 0.0 { "+" } else { "" };
         format!("median growth {sign}{}/s over {} ticks", units::bytes(growth), snapshot.ticks)
     });
+    if judged.evidence.replaces {
+        words.push(
+            "the cache lost older objects meanwhile, whose place these may take: a longer run tells"
+                .to_owned(),
+        );
+    }
     if let (Some(half), Some(most)) =
         (lifetime::percentile_us(&site.lifetimes, 0.5), lifetime::percentile_us(&site.lifetimes, 0.99))
     {

@@ -33,7 +33,13 @@ pub(super) fn report(snapshot: &Snapshot, surroundings: &Surroundings, args: &Tr
         .iter()
         .map(|site| Judged {
             site,
-            evidence: evidence(site, window_s, is_reclaimable(surroundings, &site.cache)),
+            evidence: Evidence {
+                reclaimable: is_reclaimable(surroundings, &site.cache),
+                replaces: checks.get(&site.cache).is_some_and(|(traced, _)| {
+                    verdict::replaces(site.live, traced.net(), traced.unknown_freed)
+                }),
+                ..evidence(site, window_s)
+            },
             check: checks.get(&site.cache).map(|(_, check)| *check),
         })
         .collect();
@@ -91,7 +97,7 @@ fn is_reclaimable(surroundings: &Surroundings, cache: &str) -> bool {
     }
 }
 
-fn evidence(site: &SiteRecord, window_s: f64, reclaimable: bool) -> Evidence {
+fn evidence(site: &SiteRecord, window_s: f64) -> Evidence {
     let points: Vec<_> = site.series.points().collect();
     Evidence {
         allocated: site.allocated,
@@ -100,7 +106,7 @@ fn evidence(site: &SiteRecord, window_s: f64, reclaimable: bool) -> Evidence {
         object_size: site.object_size,
         growth: growth::objects_per_second(&points),
         window_s,
-        reclaimable,
+        ..Evidence::default()
     }
 }
 
