@@ -4,6 +4,8 @@
 //! obtained, a free before it can be had again. So at most one program at a time works on one
 //! address, and what programs contend for is only the empty slots.
 
+use core::hint::cold_path;
+
 use leaktrace_common::{BUCKET_SLOTS, Bucket, KEY_BUSY, KEY_EMPTY, Payload};
 
 use crate::atomic;
@@ -32,6 +34,7 @@ pub unsafe fn insert(bucket: *mut Bucket, key: u64, payload: &Payload, weakly_or
         // SAFETY: `slot` is below BUCKET_SLOTS and the bucket begins with its keys.
         unsafe {
             if atomic::load(keys.add(slot)) == key {
+                cold_path();
                 // The slot is this address's and nobody else touches it.
                 return take_over(bucket, slot, key, payload, weakly_ordered);
             }

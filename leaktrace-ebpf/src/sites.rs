@@ -1,5 +1,7 @@
 //! Allocation sites: a call site and the slab cache that it allocates from.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{helpers::bpf_probe_read_kernel_str_bytes, programs::RawTracePointContext};
 use aya_log_ebpf::warn;
 use leaktrace_common::{
@@ -45,10 +47,14 @@ pub(crate) fn find(ctx: &RawTracePointContext, control: *mut Control, origin: &O
             match claim(site.cast(), key) {
                 Slot::Found => return Some((index, (&raw const (*site).flags).read_volatile())),
                 Slot::Taken => {}
-                Slot::Claimed => return Some((index, fill(ctx, control, site, origin))),
+                Slot::Claimed => {
+                    cold_path();
+                    return Some((index, fill(ctx, control, site, origin)));
+                }
             }
         }
     }
+    cold_path();
     // SAFETY: a map value.
     unsafe {
         if (&raw const (*control).sites_full).read_volatile() == 0 {

@@ -1,5 +1,7 @@
 //! Stacks: which allocations get one, and where it is kept.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{bpf_get_stack, bpf_ktime_get_ns},
@@ -55,6 +57,7 @@ pub(crate) fn capture(
             (*cpu).plenty = 0;
             return 0;
         }
+        cold_path();
         let begun = bpf_ktime_get_ns();
         (*cpu).capturing |= busy;
         let id = take(ctx, program, control);

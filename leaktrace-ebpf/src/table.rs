@@ -1,5 +1,7 @@
 //! The table of outstanding objects: buckets, and a map for what full buckets cannot take.
 
+use core::hint::cold_path;
+
 use leaktrace_common::{Bucket, Payload};
 
 use crate::live::{self, Inserted};
@@ -43,6 +45,7 @@ pub unsafe fn put(
     if !overflow.is_empty()
         && let Some((_, site)) = overflow.take(key)
     {
+        cold_path();
         missed = site;
     }
     // SAFETY: the caller's promise.
@@ -66,7 +69,10 @@ pub unsafe fn take(
 ) -> Option<(u64, u32)> {
     // SAFETY: the caller's promise.
     match unsafe { live::remove(bucket, key, weakly_ordered) } {
-        None if !overflow.is_empty() => overflow.take(key),
+        None if !overflow.is_empty() => {
+            cold_path();
+            overflow.take(key)
+        }
         found => found,
     }
 }

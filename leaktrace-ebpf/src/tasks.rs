@@ -1,5 +1,7 @@
 //! Names of the tasks that allocate.
 
+use core::hint::cold_path;
+
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use leaktrace_common::CpuState;
 
@@ -13,6 +15,7 @@ pub(crate) fn current(cpu: *mut CpuState) -> u32 {
     // SAFETY: this CPU's own map value.
     unsafe {
         if (*cpu).last_pid != pid {
+            cold_path();
             (*cpu).last_pid = pid;
             note_name(pid as u32, tgid);
         }

@@ -3,7 +3,7 @@
 //! Arguments are those of `include/trace/events/kmem.h`. `call_site` comes first and the object
 //! second on every version; the rest moved, so user space looks their positions up in BTF.
 
-use core::arch::asm;
+use core::{arch::asm, hint::cold_path};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -77,6 +77,7 @@ unsafe fn count(counter: *mut u64, site: u32) {
     // SAFETY: the caller passes a field of a map value.
     unsafe {
         if config!(counters_shared) != 0 || site == SITE_OTHER {
+            cold_path();
             atomic::add(counter, 1);
         } else {
             *counter += 1;
@@ -117,9 +118,11 @@ fn allocated(ctx: &RawTracePointContext, program: u32, origin: &Origin, size: u3
         let stored =
             table::put(bucket(hash)?, &mut OverflowMap(control), key, &payload, config!(weakly_ordered) != 0);
         if stored.replaced != NO_SITE {
+            cold_path();
             implicit_free(stored.replaced, cpu);
         }
         if !stored.tracked {
+            cold_path();
             atomic::add(&raw mut (*cell).overflowed, 1);
             if (&raw const (*control).overflow_lost).read_volatile() == 0 {
                 warn!(
@@ -140,6 +143,7 @@ unsafe fn time_of_allocation(state: *mut CpuState, nth: u64) -> u64 {
     // this one between the two writes leaves a time that is at most a tick older.
     unsafe {
         if has_exact_time(nth) {
+            cold_path();
             let now = bpf_ktime_get_ns();
             // As good as the tick's for what comes after.
             (*state).tick_ns = now & !EXACT_TIME;
@@ -147,6 +151,7 @@ unsafe fn time_of_allocation(state: *mut CpuState, nth: u64) -> u64 {
         }
         let tick = bpf_jiffies64();
         if (*state).tick != tick {
+            cold_path();
             (*state).tick_ns = bpf_ktime_get_ns() & !EXACT_TIME;
             (*state).tick = tick;
         }
@@ -216,13 +221,17 @@ fn freed(ctx: &RawTracePointContext, program: usize, object: u64, cache: u64) ->
     };
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    let Some((time_ns, site)) = found else { return unknown_free(ctx, control, program, object, cache, cpu) };
+    let Some((time_ns, site)) = found else {
+        cold_path();
+        return unknown_free(ctx, control, program, object, cache, cpu);
+    };
     let cell = counters(site & config!(site_mask), cpu)?;
     // SAFETY: a helper without arguments, and a map value. Both programs that free count lifetimes,
     // and one may interrupt the other, so that is atomic.
     unsafe {
         count(&raw mut (*cell).freed[program], site);
         if time_ns & EXACT_TIME != 0 {
+            cold_path();
             let class = lifetime_class(bpf_ktime_get_ns().wrapping_sub(time_ns));
             atomic::add((&raw mut (*cell).lifetimes).cast::<u64>().add(class), 1);
         }
