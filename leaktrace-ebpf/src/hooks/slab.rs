@@ -43,7 +43,7 @@ macro_rules! argument_at {
         let value: u64;
         // SAFETY: the tracepoint has that many arguments, says BTF, or the verifier refuses.
         unsafe {
-            asm!(concat!("{0} = *(u64 *)({1} + ", $offset, ")"), out(reg) value, in(reg) $ctx, options(readonly, nostack));
+            asm!(concat!("{0} = *(u64 *)({1} + ", $offset, ")"), out(reg) value, in(reg) $ctx, options(pure, readonly, nostack));
         }
         value
     }};
