@@ -1,9 +1,12 @@
 //! `cargo xtask`: set-up, building, running, testing, measuring and packaging leaktrace.
 
+mod debian;
 mod dist;
+mod kernel;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -41,6 +44,13 @@ enum Command {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Boot a real kernel in QEMU and run a command in it, as in `vm --kernel 6.1 -- leaktrace --duration 5`.
+    Vm(Box<vm::VmArgs>),
+    /// Build a kernel with kmemleak to test on, from Debian's sources: 6.12 or 7.2.
+    Kernel {
+        /// Its version.
+        version: String,
+    },
     /// Make a static, stripped binary with the eBPF programs in it, in target/dist.
     Dist,
 }
@@ -65,6 +75,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Run { args } => return run::leaktrace(cli.offline, &args),
         Command::Test => test::test(cli.offline)?,
         Command::Bench { args } => return run::bench(cli.offline, &args),
+        Command::Vm(args) => return vm::vm(cli.offline, &args),
+        Command::Kernel { version } => vm::build_kernel(cli.offline, &version)?,
         Command::Dist => dist::dist(cli.offline)?,
     }
     Ok(ExitCode::SUCCESS)

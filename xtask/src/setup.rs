@@ -56,7 +56,8 @@ pub(crate) fn setup(offline: bool) -> Result<()> {
     Ok(())
 }
 
-fn say(step: &str) {
+/// Tells a step that takes time.
+pub(crate) fn say(step: &str) {
     eprintln!("setup: {step}");
 }
 
@@ -256,6 +257,14 @@ fn need_root(what: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes sure that a program is in PATH, by the package that has it.
+///
+/// # Errors
+/// When it is missing and cannot be installed.
+pub(crate) fn need_package(program: &str, package: &str) -> Result<()> {
+    if find(program).is_some() { Ok(()) } else { apt_install(&[package]) }
+}
+
 /// Makes sure that a program is in PATH, by the package of its name.
 ///
 /// # Errors
@@ -270,7 +279,11 @@ pub(crate) fn need(program: &str, offline: bool) -> Result<()> {
     apt_install(&[program])
 }
 
-fn apt_install(packages: &[&str]) -> Result<()> {
+/// Installs packages of the distribution.
+///
+/// # Errors
+/// When there is no apt, or it fails.
+pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     if find("apt-get").is_none() {
         bail!("this system has no apt: install the equivalents of {} and run this again", packages.join(" "));
     }

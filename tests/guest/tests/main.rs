@@ -1,0 +1,5 @@
+//! What is tested in a guest.
+
+fn main() {
+    println!("hello");
+}

@@ -1,0 +1,240 @@
+//! `cargo xtask vm`: real kernels in QEMU, with leaktrace and the leaking driver in them.
+
+mod driver;
+mod initramfs;
+mod kernels;
+mod peer;
+mod qemu;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+
+use self::{
+    initramfs::Initramfs,
+    kernels::{KERNELS, Kernel},
+    qemu::{Machine, Qemu},
+};
+use crate::{
+    kernel,
+    run::{cargo, check, target},
+};
+
+/// Options of `cargo xtask vm`.
+#[derive(Args)]
+pub(crate) struct VmArgs {
+    /// Which kernel to boot; see --list.
+    #[arg(long, value_name = "NAME", default_value = "6.12")]
+    kernel: String,
+    /// Say which kernels there are.
+    #[arg(long)]
+    list: bool,
+    /// How QEMU runs the guest.
+    #[arg(long, value_enum, default_value_t = Accelerator::Tcg)]
+    accel: Accelerator,
+    /// Memory of the guest in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory: u32,
+    /// Seconds after which the guest is ended.
+    #[arg(long, value_name = "S", default_value_t = 300)]
+    limit: u64,
+    /// Parameters that the driver is loaded with, like `leak_at_init=100`.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    driver: String,
+    /// Put a file of the host into /guest; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// Put the peer memleak-libbpf into the guest, in /peer.
+    #[arg(long)]
+    peer: bool,
+    /// The command to run in the guest: leaktrace, guest-tests, or a path there.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Accelerator {
+    /// Software emulation: works everywhere.
+    Tcg,
+    /// Hardware virtualisation, where it works.
+    Kvm,
+}
+
+/// Boots one kernel and runs a command in it, or lists the kernels.
+///
+/// # Errors
+/// When something cannot be had or built, or the guest hangs.
+pub(crate) fn vm(offline: bool, args: &VmArgs) -> Result<ExitCode> {
+    if args.list {
+        for kernel in &KERNELS {
+            println!("{:<14} {}", kernel.name, kernel.describe());
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let command: Vec<&str> = args.command.iter().map(String::as_str).collect();
+    if command.is_empty() {
+        bail!("there is no command for the guest: try `cargo xtask vm -- leaktrace --duration 5`");
+    }
+    let programs = Programs::build(offline)?;
+    let guest = Guest {
+        offline,
+        programs: &programs,
+        accelerator: if args.accel == Accelerator::Kvm { "kvm" } else { "tcg" },
+        memory: args.memory,
+        limit: Duration::from_secs(args.limit),
+        driver_parameters: &args.driver,
+        files: &args.file,
+        peer: args.peer,
+    };
+    let code = guest.run(kernels::find(&args.kernel)?, &command, qemu::print)?;
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Boots every kernel and runs the tests of the guest in it; true when all of them passed.
+///
+/// # Errors
+/// When something cannot be had or built.
+pub(crate) fn test(offline: bool, mut seen: impl FnMut(&str)) -> Result<bool> {
+    let programs = Programs::build(offline)?;
+    let guest = Guest {
+        offline,
+        programs: &programs,
+        accelerator: "tcg",
+        memory: 1_024,
+        limit: Duration::from_mins(6),
+        driver_parameters: "",
+        files: &[],
+        peer: true,
+    };
+    let mut passed = true;
+    for kernel in &KERNELS {
+        eprintln!("test: guest with {}", kernel.name);
+        match guest.run(kernel, &["guest-tests"], |line| {
+            qemu::print(line);
+            seen(line);
+        }) {
+            Ok(0) => {}
+            Ok(code) => {
+                eprintln!("test: the guest with {} failed (status {code})", kernel.name);
+                passed = false;
+            }
+            Err(error) => {
+                eprintln!("test: {error:#}");
+                passed = false;
+            }
+        }
+    }
+    Ok(passed)
+}
+
+/// Builds a kernel to test on, and says where it is.
+///
+/// # Errors
+/// When its source cannot be had or does not build.
+pub(crate) fn build_kernel(offline: bool, version: &str) -> Result<()> {
+    let source = kernel::source(version)?;
+    let directory = kernels::directory(&format!("{version}-kmemleak"));
+    kernel::build(source, &directory, offline)?;
+    println!("{}", directory.join("bzImage").display());
+    Ok(())
+}
+
+/// What runs in a guest, linked statically: it has no libraries.
+struct Programs {
+    init: PathBuf,
+    leaktrace: PathBuf,
+    tests: PathBuf,
+}
+
+impl Programs {
+    fn build(offline: bool) -> Result<Self> {
+        // A target directory of its own: other flags would rebuild everything twice.
+        let directory = target().join("static");
+        let host = env!("XTASK_HOST");
+        check(
+            cargo(offline)
+                .args([
+                    "build",
+                    "--quiet",
+                    "--release",
+                    "--package",
+                    "leaktrace",
+                    "--package",
+                    "leaktrace-tests",
+                ])
+                .args(["--package", "leaktrace-guest-init", "--bins", "--target", host, "--target-dir"])
+                .arg(&directory)
+                .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"),
+        )?;
+        let built = directory.join(host).join("release");
+        let stripped = target().join("vm/programs");
+        fs::create_dir_all(&stripped)?;
+        let strip = |name: &str| -> Result<PathBuf> {
+            let place = stripped.join(name);
+            check(Command::new("objcopy").arg("--strip-debug").arg(built.join(name)).arg(&place))?;
+            Ok(place)
+        };
+        Ok(Self { init: strip("guest-init")?, leaktrace: strip("leaktrace")?, tests: strip("guest-tests")? })
+    }
+}
+
+/// What all guests of a call have in common.
+struct Guest<'a> {
+    offline: bool,
+    programs: &'a Programs,
+    accelerator: &'a str,
+    memory: u32,
+    limit: Duration,
+    driver_parameters: &'a str,
+    files: &'a [PathBuf],
+    peer: bool,
+}
+
+impl Guest<'_> {
+    /// Boots a kernel, runs a command, and returns its exit status.
+    fn run(&self, kernel: &Kernel, command: &[&str], results: impl FnMut(&str)) -> Result<i32> {
+        let qemu = Qemu::find(self.offline)?;
+        let ready = kernel.prepare(self.offline)?;
+        let driver = driver::build(kernel.name, &ready.build, self.offline)?;
+        let initramfs = target().join("vm").join(format!("{}.cpio", kernel.name));
+        self.pack(&driver, command, &initramfs)?;
+        qemu.run(
+            &Machine {
+                name: kernel.name,
+                image: &ready.image,
+                initramfs: &initramfs,
+                accelerator: self.accelerator,
+                memory: self.memory,
+                limit: self.limit,
+            },
+            results,
+        )
+    }
+
+    fn pack(&self, driver: &Path, command: &[&str], place: &Path) -> Result<()> {
+        let mut archive = Initramfs::default();
+        for directory in ["dev", "proc", "sys", "tmp", "run", "guest"] {
+            archive.directory(directory);
+        }
+        archive.file("init", &self.programs.init)?;
+        archive.file("guest/leaktrace", &self.programs.leaktrace)?;
+        archive.file("guest/guest-tests", &self.programs.tests)?;
+        archive.file("guest/driver.ko", driver)?;
+        archive.text("guest/driver.parameters", self.driver_parameters);
+        archive.text("guest/command", &command.join("\n"));
+        for file in self.files {
+            let name = file.file_name().context("a file for the guest has no name")?;
+            archive.file(&format!("guest/{}", name.to_string_lossy()), file)?;
+        }
+        if self.peer {
+            archive.tree("peer", &peer::memleak(self.offline)?)?;
+        }
+        archive.write(place)
+    }
+}
