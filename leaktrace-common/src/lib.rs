@@ -33,9 +33,19 @@ pub struct Payload {
     pub stack: u32,
     /// Process (thread group) that was current at the allocation.
     pub tgid: u32,
-    /// Requested bytes for kmalloc; 0 for `kmem_cache`, whose objects are all of one size.
+    /// Requested bytes for kmalloc; 0 for `kmem_cache`, whose objects are all of one size. Bytes of
+    /// the block for pages (with [`FRAGMENT`]), of the area for vmalloc (2 GiB at most), on all CPUs
+    /// for per-CPU memory.
     pub size: u32,
 }
+
+/// In [`Payload::size`] of pages: a part of a block that was freed in part. Of the parts of one
+/// block that live, the others are marked, so that they count as one object.
+pub const FRAGMENT: u32 = 1 << 31;
+
+/// [`Payload::site`] of an object that was handed to `kfree_rcu`: its free is booked, its address
+/// is not available yet, and it may or may not be seen to be freed once more.
+pub const SITE_PENDING: u32 = u32::MAX - 1;
 
 /// A bucket of the live table: its keys in one cache line, then the payloads.
 #[derive(Debug, Default)]
@@ -69,6 +79,12 @@ pub const FAMILY_KMALLOC_LARGE: u32 = 2;
 pub const FAMILY_KMEM_CACHE: u32 = 3;
 /// [`Site::family`]: not an allocation site; counts frees of objects that were not seen allocated.
 pub const FAMILY_UNKNOWN_FREE: u32 = 4;
+/// [`Site::family`]: pages straight from the page allocator. The address is that of the `struct page`.
+pub const FAMILY_PAGE: u32 = 5;
+/// [`Site::family`]: an area of the vmalloc address space.
+pub const FAMILY_VMALLOC: u32 = 6;
+/// [`Site::family`]: per-CPU memory. The address is that of the first CPU's copy.
+pub const FAMILY_PERCPU: u32 = 7;
 
 /// The site that takes the events of all sites once the site table is full.
 pub const SITE_OTHER: u32 = 0;
@@ -82,7 +98,7 @@ pub const UNKNOWN_FREE_CALL_SITE: u64 = 2;
 pub struct Site {
     /// 64-bit hash of `call_site` and `discriminator`; 0 while the slot is free.
     pub key: u64,
-    /// Return address in the code that allocates.
+    /// Return address in the code that allocates; 0 where the event does not say and the stack has to.
     pub call_site: u64,
     /// What tells apart the caches that one call site allocates from.
     pub discriminator: u64,
@@ -98,15 +114,23 @@ pub struct Site {
     pub family: u32,
     /// NUL-terminated name of the cache; empty when not known.
     pub cache_name: [u8; CACHE_NAME_LEN],
-    /// Not used; fills the second cache line.
-    pub reserved: u64,
+    /// Index of a [`StackRecord`] that shows where it allocates, when `call_site` is 0; 0 for none.
+    pub stack: u64,
 }
+
+/// Innermost frames of a stack that tell one site from another where the event does not.
+pub const SITE_FRAMES: usize = 14;
 
 /// Slots probed for a site before it is counted in [`SITE_OTHER`].
 pub const SITE_PROBES: u32 = 16;
 
 /// Programs that book frees, each with a counter of its own in [`Counters::freed`].
-pub const FREEING_PROGRAMS: usize = 2;
+///
+/// `kfree` has the first one, `kmem_cache_free` the second. All others share the third and add to it
+/// atomically; the families beside slab have one program each that frees, which takes the first one.
+pub const FREEING_PROGRAMS: usize = 3;
+/// Index of the counter that is added to atomically.
+pub const FREED_SHARED: usize = 2;
 
 /// Counters of one site on one shard of the CPUs. Four cache lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,12 +138,10 @@ pub const FREEING_PROGRAMS: usize = 2;
 pub struct Counters {
     /// Allocations.
     pub allocated: u64,
-    /// Those of them that are not tracked because their address is not in the sample.
-    pub unsampled: u64,
+    /// Those of them that are not tracked: their address is not in the sample, or every place was full.
+    pub untracked: u64,
     /// Objects whose free was not seen, found when their address was allocated again.
     pub implicit_frees: u64,
-    /// Allocations that found every place for them full and are not tracked.
-    pub overflowed: u64,
     /// Frees that were seen, by the program that saw them: one may interrupt the other, and no
     /// program adds to a counter of another, so adding need not be atomic.
     pub freed: [u64; FREEING_PROGRAMS],
@@ -170,6 +192,51 @@ pub struct Control {
     pub page_lookups_right: u64,
     /// Pages checked and found wrong: the page lookup does not fit this kernel.
     pub page_lookups_wrong: u64,
+    /// Orders of blocks of pages that may be freed in parts, as a mask.
+    pub splittable: u64,
+    /// Lowest and highest address of the watched modules' code so far.
+    pub watch_low: u64,
+    /// See `watch_low`; 0 before a watched module is loaded.
+    pub watch_high: u64,
+    /// Watched modules that are loaded.
+    pub watched: u64,
+    /// Module events so far; the newest ones are in the table of [`ModuleEvent`].
+    pub module_events: u64,
+    /// The first `struct page`, as the programs found it.
+    pub vmemmap: u64,
+}
+
+/// Modules that can be watched at a time.
+pub const MAX_MODULES: usize = 16;
+/// Ranges of code of one module: its text, and the text of its initialisation.
+pub const MODULE_RANGES: usize = 2;
+/// Bytes of a module's name, the terminating NUL included (`MODULE_NAME_LEN` is 64 less a pointer).
+pub const MODULE_NAME_LEN: usize = 64;
+/// Module events that are kept.
+pub const MODULE_EVENTS: u32 = 256;
+
+/// Code of a watched module; both 0 while it is not loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ModuleRange {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last one.
+    pub end: u64,
+}
+
+/// A watched module came or went.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct ModuleEvent {
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`; written last, so 0 means not complete.
+    pub time_ns: u64,
+    /// Index of the module among those watched.
+    pub module: u32,
+    /// 1 when it was loaded, 0 when it is being removed.
+    pub loaded: u32,
+    /// Its code.
+    pub ranges: [ModuleRange; MODULE_RANGES],
 }
 
 /// State of one CPU.
@@ -263,6 +330,42 @@ pub struct Config {
     pub min_size: u32,
     /// Largest object size recorded.
     pub max_size: u32,
+    /// 1 when only objects are recorded whose stack passes through a watched module.
+    pub filter_modules: u32,
+    /// gfp bits of pages that can be moved: user memory and page cache, which are not recorded.
+    pub gfp_movable: u32,
+    /// gfp bit of blocks that are freed as a whole.
+    pub gfp_compound: u32,
+    /// Index of `call_site` among the arguments of `percpu_alloc_percpu` plus one; 0: there is none.
+    pub percpu_call_site: u32,
+    /// Index of its `size`, and of each of the following likewise.
+    pub percpu_size: u32,
+    /// `base_addr`.
+    pub percpu_base: u32,
+    /// `off`.
+    pub percpu_offset: u32,
+    /// `bytes_alloc`; 0: there is none, and `size` is multiplied by the CPUs.
+    pub percpu_bytes: u32,
+    /// CPUs that per-CPU memory is for.
+    pub possible_cpus: u32,
+    /// 1 when the second argument of `kvfree_call_rcu` is the offset of the `rcu_head` (before 6.4).
+    pub rcu_offset: u32,
+    /// 1 when `kmem_cache_alloc_bulk` returns a bool.
+    pub bulk_returns_bool: u32,
+    /// Offset of `vmap_area.va_start`.
+    pub area_start: u32,
+    /// Offset of `vmap_area.va_end`.
+    pub area_end: u32,
+    /// Offset of `module.name`.
+    pub module_name: u32,
+    /// Offset of the base of a module's text, in `struct module`.
+    pub module_text: u32,
+    /// Offset of its size.
+    pub module_text_size: u32,
+    /// Offset of the base of the text of its initialisation.
+    pub module_init: u32,
+    /// Offset of its size.
+    pub module_init_size: u32,
 }
 
 const _: () = {
@@ -272,6 +375,8 @@ const _: () = {
     assert!(size_of::<Counters>() == 256);
     assert!(size_of::<StackRecord>() == 512);
     assert!(size_of::<CpuState>() == 64);
-    // 26 words and 4 double words: no padding, which would be uninitialised bytes for bpf().
-    assert!(size_of::<Config>() == 26 * 4 + 4 * 8);
+    assert!(size_of::<Control>() == 128);
+    assert!(size_of::<ModuleEvent>() == 64);
+    // 44 words and 4 double words: no padding, which would be uninitialised bytes for bpf().
+    assert!(size_of::<Config>() == 44 * 4 + 4 * 8);
 };

@@ -64,6 +64,26 @@ pub unsafe fn add(word: *mut u64, value: u64) {
     unsafe { machine::add(word, value) }
 }
 
+/// Adds to a word that others add to as well; returns what it was before.
+///
+/// # Safety
+/// As for [`store`].
+#[inline(always)]
+pub unsafe fn fetch_add(word: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { machine::fetch_add(word, value) }
+}
+
+/// Sets bits of a word that others set bits of as well.
+///
+/// # Safety
+/// As for [`store`].
+#[inline(always)]
+pub unsafe fn or(word: *mut u64, bits: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { machine::or(word, bits) }
+}
+
 /// BPF has these instructions since Linux 5.12, but rustc's target does not say so, and so
 /// `core::sync::atomic` lacks them there.
 #[cfg(target_arch = "bpf")]
@@ -91,6 +111,22 @@ mod machine {
         // SAFETY: as above.
         unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) value, options(nostack)) }
     }
+
+    #[inline(always)]
+    pub(super) unsafe fn fetch_add(word: *mut u64, value: u64) -> u64 {
+        let before;
+        // SAFETY: as above.
+        unsafe {
+            asm!("{0} = atomic_fetch_add((u64 *)({1} + 0), {0})", inout(reg) value => before, in(reg) word, options(nostack));
+        }
+        before
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn or(word: *mut u64, bits: u64) {
+        // SAFETY: as above.
+        unsafe { asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) word, in(reg) bits, options(nostack)) }
+    }
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -115,5 +151,17 @@ mod machine {
     pub(super) unsafe fn add(word: *mut u64, value: u64) {
         // SAFETY: as above.
         unsafe { AtomicU64::from_ptr(word) }.fetch_add(value, SeqCst);
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn fetch_add(word: *mut u64, value: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(word) }.fetch_add(value, SeqCst)
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn or(word: *mut u64, bits: u64) {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(word) }.fetch_or(bits, SeqCst);
     }
 }

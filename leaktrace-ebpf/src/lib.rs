@@ -6,6 +6,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod atomic;
+pub mod blocks;
 pub mod live;
 pub mod probe;
 pub mod table;

@@ -82,21 +82,38 @@ unsafe fn write_payload(bucket: *mut Bucket, slot: usize, payload: &Payload) {
     unsafe { (&raw mut (*bucket).payloads[slot]).write_volatile(*payload) }
 }
 
-/// Takes an object out of its bucket and returns what was known of it: when it was allocated, and its site.
+/// What is known of an object, `None` when the bucket does not have it.
 ///
 /// # Safety
 /// As for [`insert`].
 #[inline(always)]
-pub unsafe fn remove(bucket: *mut Bucket, key: u64, weakly_ordered: bool) -> Option<(u64, u32)> {
+pub unsafe fn peek(bucket: *const Bucket, key: u64) -> Option<Payload> {
+    let keys = bucket.cast::<u64>();
+    for slot in 0..BUCKET_SLOTS {
+        // SAFETY: `slot` is below BUCKET_SLOTS; the caller asks for an address that is its own.
+        unsafe {
+            if atomic::load(keys.add(slot)) == key {
+                return Some((&raw const (*bucket).payloads[slot]).read_volatile());
+            }
+        }
+    }
+    None
+}
+
+/// Takes an object out of its bucket and returns what was known of it.
+///
+/// # Safety
+/// As for [`insert`].
+#[inline(always)]
+pub unsafe fn remove(bucket: *mut Bucket, key: u64, weakly_ordered: bool) -> Option<Payload> {
     let keys = bucket.cast::<u64>();
     for slot in 0..BUCKET_SLOTS {
         // SAFETY: `slot` is below BUCKET_SLOTS; a slot with our key is ours until we clear it.
         unsafe {
             if atomic::load(keys.add(slot)) == key {
-                let time_ns = (&raw const (*bucket).payloads[slot].time_ns).read_volatile();
-                let site = (&raw const (*bucket).payloads[slot].site).read_volatile();
+                let payload = (&raw const (*bucket).payloads[slot]).read_volatile();
                 atomic::publish(keys.add(slot), KEY_EMPTY, weakly_ordered);
-                return Some((time_ns, site));
+                return Some(payload);
             }
         }
     }

@@ -3,6 +3,10 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod arguments;
+#[cfg(target_arch = "bpf")]
+mod book;
+#[cfg(target_arch = "bpf")]
 mod config;
 #[cfg(target_arch = "bpf")]
 mod hooks;
@@ -10,6 +14,8 @@ mod hooks;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod pages;
+#[cfg(target_arch = "bpf")]
+mod overflow;
 #[cfg(target_arch = "bpf")]
 mod sites;
 #[cfg(target_arch = "bpf")]

@@ -6,14 +6,15 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use leaktrace_common::{
-    Bucket, CACHE_NAME_LEN, Control, Counters, CpuState, KEY_EMPTY, Payload, Site, StackRecord,
+    Bucket, CACHE_NAME_LEN, Control, Counters, CpuState, KEY_EMPTY, MAX_MODULES, MODULE_EVENTS,
+    MODULE_NAME_LEN, MODULE_RANGES, ModuleEvent, ModuleRange, Payload, Site, StackRecord,
 };
 
 use crate::config::config;
 
 /// Programs that capture stacks; each has a scratch buffer of its own on every CPU, because an
 /// interrupt can run one of them in the middle of another.
-pub(crate) const CAPTURING_PROGRAMS: u32 = 4;
+pub(crate) const CAPTURING_PROGRAMS: u32 = 8;
 
 /// Words of a scratch buffer: the deepest stack, and what the verifier wants as slack.
 pub(crate) const SCRATCH_WORDS: usize = 64;
@@ -38,6 +39,18 @@ static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS]> = PerCpuArray::with_max_entrie
 pub(crate) static TASKS: LruHashMap<u32, [u8; 16]> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub(crate) static CACHES: HashMap<[u8; CACHE_NAME_LEN], u8> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static MODULES: Array<ModuleRange> =
+    Array::with_max_entries((MAX_MODULES * MODULE_RANGES) as u32, BPF_F_MMAPABLE);
+#[map]
+pub(crate) static MODULE_LOG: Array<ModuleEvent> = Array::with_max_entries(MODULE_EVENTS, BPF_F_MMAPABLE);
+/// Names of the watched modules, and their indices.
+#[map]
+pub(crate) static WATCHED: HashMap<[u8; MODULE_NAME_LEN], u32> =
+    HashMap::with_max_entries(MAX_MODULES as u32, 0);
+/// What a function that is being probed was called with, until it returns; by its stack pointer.
+#[map]
+pub(crate) static CALLS: LruHashMap<u64, [u64; 3]> = LruHashMap::with_max_entries(1024, 0);
 
 /// The control block.
 #[inline(always)]

@@ -20,6 +20,12 @@ fn base(symbol: u64, constant: u64) -> u64 {
     if symbol != 0 { read(symbol).unwrap_or(0) } else { constant }
 }
 
+/// Address of the first `struct page`, 0 when it is not known.
+#[inline(always)]
+pub(crate) fn first_page() -> u64 {
+    if config!(page_size_of) == 0 { 0 } else { base(config!(vmemmap_symbol), config!(vmemmap)) }
+}
+
 /// Address of the `struct kmem_cache` that the object's slab belongs to.
 ///
 /// `include/linux/mm.h` (`virt_to_head_page`), `mm/slab.h` (`virt_to_slab`).
@@ -30,7 +36,7 @@ pub(crate) fn cache_of(object: u64) -> Option<u64> {
         return None;
     }
     let direct_map = base(config!(page_offset_symbol), config!(page_offset));
-    let pages = base(config!(vmemmap_symbol), config!(vmemmap));
+    let pages = first_page();
     if object < direct_map || direct_map < KERNEL_HALF || pages < KERNEL_HALF {
         return None;
     }

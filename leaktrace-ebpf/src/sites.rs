@@ -2,7 +2,7 @@
 
 use core::hint::cold_path;
 
-use aya_ebpf::{helpers::bpf_probe_read_kernel_str_bytes, programs::RawTracePointContext};
+use aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes;
 use aya_log_ebpf::warn;
 use leaktrace_common::{
     Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, SITE_CACHE_KNOWN, SITE_IGNORED,
@@ -30,11 +30,13 @@ pub(crate) struct Origin {
     pub(crate) bytes: u32,
     pub(crate) gfp: u32,
     pub(crate) family: u32,
+    /// Record of a stack that shows where it comes from, when `call_site` is 0.
+    pub(crate) stack: u32,
 }
 
 /// The index and flags of the event's site, which is made if it is new.
 #[inline(always)]
-pub(crate) fn find(ctx: &RawTracePointContext, control: *mut Control, origin: &Origin) -> Option<(u32, u32)> {
+pub(crate) fn find(control: *mut Control, origin: &Origin) -> Option<(u32, u32)> {
     let key = hash_pair(origin.call_site, origin.discriminator);
     for probe in 0..SITE_PROBES {
         let index = ((key >> SITE_SHIFT) as u32).wrapping_add(probe) & config!(site_mask);
@@ -49,7 +51,7 @@ pub(crate) fn find(ctx: &RawTracePointContext, control: *mut Control, origin: &O
                 Slot::Taken => {}
                 Slot::Claimed => {
                     cold_path();
-                    return Some((index, fill(ctx, control, site, origin)));
+                    return Some((index, fill(control, site, origin)));
                 }
             }
         }
@@ -58,7 +60,7 @@ pub(crate) fn find(ctx: &RawTracePointContext, control: *mut Control, origin: &O
     // SAFETY: a map value.
     unsafe {
         if (&raw const (*control).sites_full).read_volatile() == 0 {
-            warn!(ctx, "the table of sites is full: {:x} and others are counted as one", origin.call_site);
+            warn!((), "the table of sites is full: {:x} and others are counted as one", origin.call_site);
         }
         atomic::add(&raw mut (*control).sites_full, 1);
     }
@@ -67,7 +69,7 @@ pub(crate) fn find(ctx: &RawTracePointContext, control: *mut Control, origin: &O
 
 /// Fills in a new site; returns its flags.
 #[inline(always)]
-unsafe fn fill(ctx: &RawTracePointContext, control: *mut Control, site: *mut Site, origin: &Origin) -> u32 {
+unsafe fn fill(control: *mut Control, site: *mut Site, origin: &Origin) -> u32 {
     let mut flags = SITE_READY;
     let mut bytes = origin.bytes;
     let mut family = origin.family;
@@ -101,14 +103,16 @@ unsafe fn fill(ctx: &RawTracePointContext, control: *mut Control, site: *mut Sit
                 }
             }
             _ if family == FAMILY_KMALLOC || family == FAMILY_KMEM_CACHE => {
-                warn!(ctx, "the slab cache of {:x} cannot be read", origin.call_site);
+                warn!((), "the slab cache of {:x} cannot be read", origin.call_site);
                 atomic::add(&raw mut (*control).cache_unknown, 1);
             }
             _ => {}
         }
         (*site).object_size = bytes;
         (*site).family = family;
-        if bytes < config!(min_size) || bytes > config!(max_size) {
+        (*site).stack = u64::from(origin.stack);
+        // Where one site has objects of many sizes, each is looked at instead.
+        if bytes != 0 && (bytes < config!(min_size) || bytes > config!(max_size)) {
             flags |= SITE_IGNORED;
         }
         if config!(filter_caches) != 0 && CACHES.get_ptr(&(*site).cache_name).is_none() {

@@ -3,11 +3,13 @@
 use core::hint::cold_path;
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     helpers::generated::{bpf_get_stack, bpf_ktime_get_ns},
-    programs::RawTracePointContext,
 };
-use leaktrace_common::{Control, CpuState, MAX_STACK_DEPTH, SITE_SUSPECT, STACK_PROBES, StackRecord};
+use leaktrace_common::{
+    Control, CpuState, MAX_MODULES, MAX_STACK_DEPTH, MODULE_RANGES, SITE_FRAMES, SITE_SUSPECT, STACK_PROBES,
+    StackRecord,
+};
 use leaktrace_ebpf::{
     atomic,
     probe::{Slot, claim},
@@ -15,7 +17,7 @@ use leaktrace_ebpf::{
 
 use crate::{
     config::config,
-    maps::{STACKS, scratch},
+    maps::{MODULES, STACKS, scratch},
 };
 
 /// What the budget can save up: a burst of this much capturing needs no choice.
@@ -27,10 +29,26 @@ const FIRST_STACKS: u64 = 16;
 /// `stack_share` of a whole CPU: the budget never runs out.
 const WHOLE_CPU: u32 = 1 << 20;
 
+/// A captured stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Captured {
+    /// Its record, 0 when there is none.
+    pub(crate) id: u32,
+    /// Whether it passes through a watched module: 0 or 1.
+    pub(crate) watched: u32,
+    /// Hash of its innermost frames.
+    pub(crate) place: u64,
+}
+
+impl Captured {
+    /// No stack.
+    pub(crate) const NONE: Self = Self { id: 0, watched: 0, place: 0 };
+}
+
 /// The stack id of an allocation, 0 when it gets none.
 #[inline(always)]
 pub(crate) fn capture(
-    ctx: &RawTracePointContext,
+    ctx: &impl EbpfContext,
     program: u32,
     control: *mut Control,
     cpu: *mut CpuState,
@@ -46,8 +64,7 @@ pub(crate) fn capture(
         if !first && (*cpu).plenty == 0 && hash & mask != 0 {
             return 0;
         }
-        let busy = 1_u32 << program;
-        if (*cpu).capturing & busy != 0 {
+        if (*cpu).capturing & 1_u32 << program != 0 {
             atomic::add(&raw mut (*control).stacks_failed, 1);
             return 0;
         }
@@ -58,9 +75,66 @@ pub(crate) fn capture(
             return 0;
         }
         cold_path();
+        take(ctx, program, control, cpu).id
+    }
+}
+
+/// The stack of an allocation whose event does not say where it comes from: captured as long as
+/// the debt is small.
+#[inline(always)]
+pub(crate) fn capture_place(
+    ctx: &impl EbpfContext,
+    program: u32,
+    control: *mut Control,
+    cpu: *mut CpuState,
+    hash: u64,
+) -> Captured {
+    // SAFETY: as above.
+    unsafe {
+        refill(cpu);
+        let mask = (&raw const (*control).stack_mask).read_volatile();
+        if (*cpu).plenty == 0
+            && config!(stack_share) < WHOLE_CPU
+            && (hash & mask != 0 || (*cpu).tokens_ns <= -BURST_NS)
+        {
+            return Captured::NONE;
+        }
+    }
+    capture_always(ctx, program, control, cpu)
+}
+
+/// The stack of an allocation whatever it costs; that is booked all the same.
+#[inline(always)]
+pub(crate) fn capture_always(
+    ctx: &impl EbpfContext,
+    program: u32,
+    control: *mut Control,
+    cpu: *mut CpuState,
+) -> Captured {
+    // SAFETY: as above.
+    unsafe {
+        if (*cpu).capturing & 1_u32 << program != 0 {
+            atomic::add(&raw mut (*control).stacks_failed, 1);
+            return Captured::NONE;
+        }
+        take(ctx, program, control, cpu)
+    }
+}
+
+/// Captures and books what that took.
+#[inline(always)]
+unsafe fn take(
+    ctx: &impl EbpfContext,
+    program: u32,
+    control: *mut Control,
+    cpu: *mut CpuState,
+) -> Captured {
+    let busy = 1_u32 << program;
+    // SAFETY: the caller's map values.
+    unsafe {
         let begun = bpf_ktime_get_ns();
         (*cpu).capturing |= busy;
-        let id = take(ctx, program, control);
+        let captured = read(ctx, program, control);
         (*cpu).capturing &= !busy;
         let spent = bpf_ktime_get_ns().wrapping_sub(begun);
         (*cpu).tokens_ns = (*cpu).tokens_ns.wrapping_sub(spent as i64);
@@ -69,7 +143,7 @@ pub(crate) fn capture(
         if (*cpu).tokens_ns < BURST_NS / 2 && config!(stack_share) < WHOLE_CPU {
             (*cpu).plenty = 0;
         }
-        id
+        captured
     }
 }
 
@@ -95,6 +169,10 @@ unsafe fn refill(cpu: *mut CpuState) {
         if tokens > BURST_NS {
             tokens = BURST_NS;
         }
+        // What was captured whatever it cost is not paid back for ever.
+        if tokens < -BURST_NS * 8 {
+            tokens = -BURST_NS * 8;
+        }
         if tokens > BURST_NS / 8 * 7 {
             (*cpu).plenty = 1;
         }
@@ -103,28 +181,68 @@ unsafe fn refill(cpu: *mut CpuState) {
 }
 
 #[inline(always)]
-unsafe fn take(ctx: &RawTracePointContext, program: u32, control: *mut Control) -> u32 {
-    let Some(buffer) = scratch(program) else { return 0 };
+unsafe fn read(ctx: &impl EbpfContext, program: u32, control: *mut Control) -> Captured {
+    if config!(stack_depth) == 0 {
+        return Captured::NONE;
+    }
+    let Some(buffer) = scratch(program) else { return Captured::NONE };
     // SAFETY: the buffer is this CPU's and this program's, and has MAX_STACK_DEPTH words and more.
     unsafe {
         let bytes = bpf_get_stack(ctx.as_ptr(), buffer.cast(), config!(stack_depth) * 8, 0);
         if bytes <= 0 {
             atomic::add(&raw mut (*control).stacks_failed, 1);
-            return 0;
+            return Captured::NONE;
         }
         let depth = bytes as u64 / 8;
         let frames = buffer.cast::<u64>();
         let mut hash = depth;
+        let mut place = 0;
         for i in 0..MAX_STACK_DEPTH {
             if i as u64 >= depth {
                 break;
             }
             hash = (hash ^ *frames.add(i)).wrapping_mul(leaktrace_common::GOLDEN);
             hash ^= hash >> 29;
+            if i < SITE_FRAMES {
+                place = hash;
+            }
         }
-        hash |= 1;
-        intern(control, frames, depth, hash)
+        let watched = if config!(filter_modules) == 0 { 0 } else { passes(control, frames, depth) };
+        if config!(filter_modules) != 0 && watched == 0 {
+            // Not kept: nothing will refer to it.
+            return Captured { id: 0, watched, place };
+        }
+        Captured { id: intern(control, frames, depth, hash | 1), watched, place }
     }
+}
+
+/// Whether a frame lies in a watched module: 0 or 1.
+#[inline(always)]
+unsafe fn passes(control: *mut Control, frames: *const u64, depth: u64) -> u32 {
+    // SAFETY: the caller's buffer and map value.
+    unsafe {
+        let low = (&raw const (*control).watch_low).read_volatile();
+        let high = (&raw const (*control).watch_high).read_volatile();
+        for i in 0..MAX_STACK_DEPTH {
+            if i as u64 >= depth {
+                break;
+            }
+            // A return address is behind its call, which may be a function's last instruction.
+            let frame = (*frames.add(i)).wrapping_sub(1);
+            if frame < low || frame >= high {
+                continue;
+            }
+            for range in 0..MAX_MODULES * MODULE_RANGES {
+                let Some(range) = MODULES.get_ptr(range as u32) else { break };
+                let start = (&raw const (*range).start).read_volatile();
+                let end = (&raw const (*range).end).read_volatile();
+                if frame >= start && frame < end {
+                    return 1;
+                }
+            }
+        }
+    }
+    0
 }
 
 #[inline(always)]

@@ -12,8 +12,10 @@ pub trait Overflow {
     fn is_empty(&self) -> bool;
     /// Takes an object in; false when there is no room.
     fn put(&mut self, key: u64, payload: &Payload) -> bool;
-    /// Takes an object out; returns when it was allocated, and its site.
-    fn take(&mut self, key: u64) -> Option<(u64, u32)>;
+    /// Takes an object out; returns what was known of it.
+    fn take(&mut self, key: u64) -> Option<Payload>;
+    /// What is known of an object.
+    fn peek(&self, key: u64) -> Option<Payload>;
 }
 
 /// What became of an allocated object.
@@ -43,10 +45,10 @@ pub unsafe fn put(
 ) -> Stored {
     let mut missed = NO_SITE;
     if !overflow.is_empty()
-        && let Some((_, site)) = overflow.take(key)
+        && let Some(old) = overflow.take(key)
     {
         cold_path();
-        missed = site;
+        missed = old.site;
     }
     // SAFETY: the caller's promise.
     match unsafe { live::insert(bucket, key, payload, weakly_ordered) } {
@@ -56,7 +58,23 @@ pub unsafe fn put(
     }
 }
 
-/// Takes an object out of the table; returns when it was allocated, and its site.
+/// What is known of an object.
+///
+/// # Safety
+/// As for [`put`].
+#[inline(always)]
+pub unsafe fn peek(bucket: *const Bucket, overflow: &impl Overflow, key: u64) -> Option<Payload> {
+    // SAFETY: the caller's promise.
+    match unsafe { live::peek(bucket, key) } {
+        None if !overflow.is_empty() => {
+            cold_path();
+            overflow.peek(key)
+        }
+        found => found,
+    }
+}
+
+/// Takes an object out of the table; returns what was known of it.
 ///
 /// # Safety
 /// As for [`put`].
@@ -66,7 +84,7 @@ pub unsafe fn take(
     overflow: &mut impl Overflow,
     key: u64,
     weakly_ordered: bool,
-) -> Option<(u64, u32)> {
+) -> Option<Payload> {
     // SAFETY: the caller's promise.
     match unsafe { live::remove(bucket, key, weakly_ordered) } {
         None if !overflow.is_empty() => {

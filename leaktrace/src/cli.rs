@@ -4,10 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
-use crate::units::{parse_duration, parse_percent, parse_size, parse_window};
+use crate::{
+    kernel::modules,
+    tracer::hooks::{Family, Mechanism},
+    units::{parse_duration, parse_percent, parse_size, parse_window},
+};
 
-/// Finds kernel memory leaks: traces slab allocations with eBPF, and ranks the call sites,
-/// slab caches and modules whose objects stay.
+/// Finds kernel memory leaks: traces allocations with eBPF, and ranks the call sites, slab caches
+/// and modules whose objects stay.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, max_term_width = 100)]
 pub struct Cli {
@@ -55,11 +59,20 @@ pub struct TraceArgs {
     #[arg(short, long, value_name = "GLOB", value_parser = parse_glob)]
     pub cache: Vec<String>,
 
-    /// Record only slab caches whose objects are at least this large.
+    /// Record only what a stack of passes through this module, loaded now or later, with every stack;
+    /// tells what it leaves behind when it is removed. May be given several times.
+    #[arg(short, long, value_name = "NAME", value_parser = parse_module)]
+    pub module: Vec<String>,
+
+    /// What to track, separated by commas [default: slab,vmalloc,percpu,page; with --cache: slab].
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',', hide_possible_values = false)]
+    pub family: Vec<Family>,
+
+    /// Record only objects that are at least this large.
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = parse_size)]
     pub min_size: u32,
 
-    /// Record only slab caches whose objects are at most this large.
+    /// Record only objects that are at most this large.
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub max_size: Option<u32>,
 
@@ -95,6 +108,10 @@ pub struct TraceArgs {
     #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
 
+    /// Act as if the kernel refused a mechanism, for tests.
+    #[arg(long, value_name = "MECHANISM", value_enum, value_delimiter = ',', hide = true)]
+    pub refuse: Vec<Mechanism>,
+
     /// No progress and no notes on standard error, only the report and errors.
     #[arg(short, long)]
     pub quiet: bool,
@@ -105,6 +122,16 @@ fn parse_glob(text: &str) -> Result<String, String> {
     globset::Glob::new(text).map(|_| text.to_owned()).map_err(|error| error.kind().to_string())
 }
 
+/// Name of a module, as the kernel has it.
+fn parse_module(text: &str) -> Result<String, String> {
+    let name = modules::plain_name(text);
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || name.len() >= leaktrace_common::MODULE_NAME_LEN - 8 || !name.chars().all(plain) {
+        return Err("expected a module's name like snd_hda_intel".into());
+    }
+    Ok(name)
+}
+
 impl Cli {
     /// Parses the command line, and checks what the options say together.
     ///
@@ -112,6 +139,17 @@ impl Cli {
     /// For what the grammar does not allow, for `--help` and for `--version`.
     pub fn parse_arguments() -> Result<Self, clap::Error> {
         let cli = Self::try_parse()?;
+        let modules = cli.trace.modules().len();
+        if modules > leaktrace_common::MAX_MODULES {
+            return Err(Self::command().error(
+                ErrorKind::TooManyValues,
+                format!("--module can be given {} times, not {modules}", leaktrace_common::MAX_MODULES),
+            ));
+        }
+        if !cli.trace.cache.is_empty() && !cli.trace.families().contains(&Family::Slab) {
+            return Err(Self::command()
+                .error(ErrorKind::ArgumentConflict, "--cache is for slab, which --family leaves out"));
+        }
         match cli.trace.max_size {
             Some(max) if max < cli.trace.min_size => Err(Self::command().error(
                 ErrorKind::ValueValidation,
@@ -132,6 +170,21 @@ pub enum Format {
 }
 
 impl TraceArgs {
+    /// What is tracked.
+    pub fn families(&self) -> Vec<Family> {
+        let all = if self.cache.is_empty() { &Family::ALL[..] } else { &[Family::Slab] };
+        let chosen = if self.family.is_empty() { all } else { &self.family };
+        Family::ALL.into_iter().filter(|family| chosen.contains(family)).collect()
+    }
+
+    /// The watched modules, each once.
+    pub fn modules(&self) -> Vec<String> {
+        let mut modules = self.module.clone();
+        modules.sort();
+        modules.dedup();
+        modules
+    }
+
     /// Age from which a live object counts as a survivor.
     pub fn survivor_age(&self) -> Duration {
         self.min_age.unwrap_or_else(|| Duration::from_secs(5).min(self.duration / 4))

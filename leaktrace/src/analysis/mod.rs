@@ -1,6 +1,8 @@
 //! Judgement: pure functions from what was seen to what it means.
 
+pub mod blame;
 pub mod crosscheck;
 pub mod growth;
 pub mod lifetime;
 pub mod verdict;
+pub mod visibility;

@@ -1,6 +1,6 @@
 //! `leaktrace check`: what this kernel offers, and whether it works.
 
-use std::{fmt::Write as _, path::Path, process::ExitCode};
+use std::{fmt::Write as _, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -9,13 +9,18 @@ use super::{
     output::Output,
     probe::{self, Kernel},
     selftest::{self, Outcome},
+    trace,
 };
 use crate::{
     cli::{CheckArgs, Format},
     kernel::machine::Machine,
     proc::slab,
     report::{escape, model::BlindSpot, page},
-    tracer::{Settings, Tracer, hooks, sizes::Sizes},
+    tracer::{
+        Settings, Tracer,
+        hooks::{self, Family},
+        sizes::Sizes,
+    },
     units,
 };
 
@@ -105,9 +110,11 @@ fn examine(answer: &mut Answer) -> Result<()> {
     let kernel = probe::probe(root)?;
     answer.sources = sources(&kernel, root);
     answer.blind_spots = blind_spots(&kernel);
-    let settings = Settings { max_size: u32::MAX, ..Settings::default() };
+    let settings =
+        Settings { max_size: u32::MAX, families: Family::ALL.to_vec(), ..Settings::default() };
     let sizes = Sizes::choose(&kernel.machine, Some(TEST_OBJECTS))?;
-    let mut tracer = Tracer::new(&kernel.layout, sizes, settings)?;
+    let locate = trace::locate(Arc::new(kernel.symbols));
+    let mut tracer = Tracer::new(&kernel.layout, sizes, settings, locate, &[])?;
     tracer.attach()?;
     let outcomes = selftest::run(&tracer)?;
     let outcome =
@@ -118,7 +125,7 @@ fn examine(answer: &mut Answer) -> Result<()> {
         .map(|state| HookAnswer {
             name: state.hook.name,
             path: state.hook.path,
-            mechanism: hooks::MECHANISM,
+            mechanism: state.mechanism(),
             attached: state.error.is_none(),
             error: state.error.clone(),
             self_test: outcome(state.hook.name),

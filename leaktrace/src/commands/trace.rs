@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
+    sync::Arc,
     time::Instant,
 };
 
@@ -15,10 +16,11 @@ use tokio::time::Instant as Deadline;
 use super::{assemble, output::Output, probe, progress::Progress, stop::Stop};
 use crate::{
     cli::{Format, TraceArgs},
-    kernel::{dwarf::DebugInfo, machine::Machine, places::Places},
+    analysis::blame::{self, Function, Place},
+    kernel::{dwarf::DebugInfo, machine::Machine, modules, places::Places, symbols::Symbols},
     proc::slab::{self, CacheTraits, SlabCache},
     report::{escape, text},
-    tracer::{Settings, Snapshot, Tracer, sizes::Sizes},
+    tracer::{Locate, Located, Settings, Snapshot, Tracer, hooks::UNSEEN, sizes::Sizes},
     units,
 };
 
@@ -48,8 +50,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let filter = Filter::new(&args.cache)?;
     let output = Output::open(args.output.as_deref())?;
     let kernel = probe::probe(root)?;
-    let debug = DebugInfo::open(&args.vmlinux, &kernel.symbols, root)?;
-    let places = Places::new(kernel.symbols, debug, root);
+    let symbols = Arc::new(kernel.symbols);
+    let debug = DebugInfo::open(&args.vmlinux, &symbols, root)?;
+    let places = Places::new(Arc::clone(&symbols), debug, root);
     let note = |text: &str| {
         if !args.quiet {
             eprintln!("note: {}", escape(text));
@@ -69,22 +72,33 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     if settings.filter_caches && settings.caches.is_empty() {
         note("no slab cache has such a name now: one is recorded as soon as it appears");
     }
+    let loaded: Vec<_> = args
+        .modules()
+        .into_iter()
+        .filter_map(|module| modules::text(root, &module, &symbols).map(|text| (module, text)))
+        .collect();
+    for module in args.modules() {
+        if !loaded.iter().any(|(name, _)| *name == module) {
+            note(&format!("module {module} is not loaded: waiting for it"));
+        }
+    }
     let sizes = Sizes::choose(&kernel.machine, args.max_objects)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let _guard = runtime.enter();
     // Before anything is attached, so that no signal finds the default action.
     let stop = Stop::new().context("cannot catch signals")?;
-    let mut tracer = Tracer::new(&kernel.layout, sizes, settings)?;
+    let mut tracer = Tracer::new(&kernel.layout, sizes, settings, locate(symbols), &loaded)?;
     let memory_before = Meminfo::current().context("cannot read /proc/meminfo")?;
     let started = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     // Once more, because the tables and programs themselves took slab memory.
     let before = before.and_then(|_| slab::read_slabinfo(root).ok());
     tracer.attach()?;
     if !args.quiet {
-        eprintln!("{}", banner(&kernel.machine, &tracer));
+        eprintln!("{}", banner(&kernel.machine, &tracer, args));
     }
-    let snapshot = runtime.block_on(watch(tracer, args, &filter, &stop))?;
+    let mut places = places;
+    let snapshot = runtime.block_on(watch(tracer, args, &filter, &stop, &mut places))?;
     let slabinfo = before.and_then(|before| Some((before, slab::read_slabinfo(root).ok()?)));
     let memory_after = Meminfo::current().context("cannot read /proc/meminfo")?;
     let mut surroundings = Surroundings {
@@ -115,14 +129,38 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     output.write(&text)
 }
 
-fn banner(machine: &Machine, tracer: &Tracer) -> String {
+/// Finds call sites on stacks by the symbols that are known now: what is loaded later is no allocator.
+pub(super) fn locate(symbols: Arc<Symbols>) -> Locate {
+    Box::new(move |frames, pages| {
+        let functions: Vec<_> = frames
+            .iter()
+            .map(|&address| {
+                let location = symbols.locate_return(address)?;
+                Some(Function { symbol: location.symbol, in_module: location.module.is_some() })
+            })
+            .collect();
+        match blame::call_site(&functions, pages) {
+            Place::At(index) => Located::At(frames[index]),
+            Place::CountedElsewhere => Located::CountedElsewhere,
+            Place::Unknown => Located::At(0),
+        }
+    })
+}
+
+fn banner(machine: &Machine, tracer: &Tracer, args: &TraceArgs) -> String {
     let (attached, failed): (Vec<_>, Vec<_>) = tracer.hooks().iter().partition(|state| state.error.is_none());
-    let missing = if failed.is_empty() { String::new() } else { format!(" ({} refused)", failed.len()) };
+    let families: Vec<_> = args.families().into_iter().map(|family| family.word()).collect();
+    let unseen = UNSEEN.iter().filter(|unseen| args.families().contains(&unseen.family)).count();
+    let blind = match failed.len() + unseen {
+        0 => "no blind spots".to_owned(),
+        spots => units::plural(spots, "blind spot"),
+    };
     format!(
-        "Tracing slab memory on {} ({}, {} CPUs): {} hooks{missing}; tables for {} objects take {} of kernel memory. Ctrl-C ends early.",
+        "Tracing kernel memory on {} ({}, {} CPUs): {}; {} hooks, {blind}; tables for {} objects take {} of kernel memory. Ctrl-C ends early.",
         escape(&machine.release),
         machine.architecture,
         machine.online_cpus,
+        families.join(", "),
         attached.len(),
         units::count(tracer.max_objects()),
         units::bytes(tracer.table_bytes() as f64),
@@ -148,13 +186,22 @@ fn settings(
         max_size: args.max_size.unwrap_or(u32::MAX),
         filter_caches: filter.is_on(),
         caches,
+        families: args.families(),
+        modules: args.modules(),
+        refused: args.refuse.clone(),
         min_age: args.survivor_age(),
         verbose: args.verbose,
     }
 }
 
 /// Ticks until the time is up or a signal comes, and then takes the snapshot.
-async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &Stop) -> Result<Snapshot> {
+async fn watch(
+    mut tracer: Tracer,
+    args: &TraceArgs,
+    filter: &Filter,
+    stop: &Stop,
+    places: &mut Places,
+) -> Result<Snapshot> {
     let begun = Instant::now();
     let end = Deadline::from_std(begun + args.duration);
     let mut progress = Progress::new(args.duration, args.quiet);
@@ -164,7 +211,8 @@ async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &Sto
         tracer.begin_measuring();
         let measured = stop.wait_until((Deadline::now() + args.interval / MEASURED_PART).min(end)).await;
         tracer.end_measuring();
-        if measured || rest(&mut tracer, stop, next.min(end)).await? {
+        learn(&mut tracer, places);
+        if measured || rest(&mut tracer, stop, next.min(end), places).await? {
             break;
         }
         progress.show(&tracer.tick()?);
@@ -180,17 +228,36 @@ async fn watch(mut tracer: Tracer, args: &TraceArgs, filter: &Filter, stop: &Sto
 }
 
 /// Waits for the next tick, but relieves the tables whenever they fill up; true when a signal came first.
-async fn rest(tracer: &mut Tracer, stop: &Stop, deadline: Deadline) -> Result<bool> {
+async fn rest(
+    tracer: &mut Tracer,
+    stop: &Stop,
+    deadline: Deadline,
+    places: &mut Places,
+) -> Result<bool> {
     let interval = tracer.relief_interval();
     loop {
         if stop.wait_until((Deadline::now() + interval).min(deadline)).await {
             return Ok(true);
         }
         tracer.relieve()?;
+        learn(tracer, places);
         if Deadline::now() >= deadline {
             return Ok(false);
         }
     }
+}
+
+/// Reads the symbols of watched modules as soon as they are loaded: they may be gone at the end.
+fn learn(tracer: &mut Tracer, places: &mut Places) {
+    if !tracer.watch_modules() {
+        return;
+    }
+    let (mut names, mut code) = (Vec::new(), Vec::new());
+    for stay in tracer.stays().iter().filter(|stay| stay.removed_ns.is_none()) {
+        names.push(stay.module.clone());
+        code.extend(stay.ranges.iter().map(|&(start, end)| start..end));
+    }
+    places.learn(Path::new("/"), &names, code);
 }
 
 /// The `--cache` options.

@@ -25,6 +25,8 @@ const MAX_NESTING: u32 = 16;
 
 #[derive(Clone, Copy)]
 struct Type {
+    /// Offset of its name.
+    name: u32,
     kind: u32,
     /// Number of members or parameters.
     count: usize,
@@ -75,7 +77,7 @@ impl Btf {
         };
         let mut btf = Self {
             // Type 0 is void.
-            types: vec![Type { kind: 0, count: 0, bitfields: false, size_or_id: 0, tail: 0 }],
+            types: vec![Type { name: 0, kind: 0, count: 0, bitfields: false, size_or_id: 0, tail: 0 }],
             section: slice(type_off, type_len)?,
             strings: slice(str_off, str_len)?,
             structs: HashMap::new(),
@@ -95,6 +97,7 @@ impl Btf {
             let info = header.get_u32_ne();
             let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
             let entry = Type {
+                name,
                 kind,
                 count,
                 bitfields: info >> 31 != 0,
@@ -185,6 +188,19 @@ impl Btf {
         })
     }
 
+    /// Whether there is such a function.
+    pub fn has_function(&self, function: &str) -> bool {
+        self.functions.contains_key(function.as_bytes())
+    }
+
+    /// Name of the type that a function returns; empty for a pointer.
+    pub fn returns(&self, function: &str) -> Option<String> {
+        let &id = self.functions.get(function.as_bytes())?;
+        let proto = self.types.get(self.types[id].size_or_id as usize)?;
+        let returned = self.types.get(proto.size_or_id as usize)?;
+        Some(String::from_utf8_lossy(&self.name(returned.name)).into_owned())
+    }
+
     /// Value of an enumerator of any enum.
     pub fn enumerator(&self, name: &str) -> Option<u64> {
         self.enumerators.iter().map(|&id| &self.types[id]).find_map(|entry| {
@@ -216,6 +232,9 @@ mod tests {
         let kfree = btf.parameters("__traceiter_kfree").unwrap();
         assert_eq!(kfree[1..3], ["call_site", "ptr"]);
         assert_eq!(btf.enumerator("BPF_MAP_TYPE_ARRAY"), Some(2));
+        assert_eq!(btf.returns("vfree").as_deref(), Some(""));
+        assert_eq!(btf.returns("capable").as_deref(), Some("bool"));
+        assert!(btf.has_function("vfree") && !btf.has_function("no_such_function"));
     }
 
     #[test]

@@ -9,10 +9,10 @@ use super::{btf::Btf, symbols::Symbols};
 pub struct Layout {
     /// The part of the programs' configuration that depends on the kernel.
     pub config: Config,
-    /// Whether the events of 6.0 and before, for allocations on a named node, exist.
-    pub node_events: bool,
-    /// Whether `task_rename` exists.
-    pub task_rename: bool,
+    /// Tracepoints that this kernel has, of those that leaktrace may use.
+    pub tracepoints: Vec<&'static str>,
+    /// Functions that this kernel has, likewise, by the names that they have had.
+    pub functions: Vec<&'static str>,
     /// Why the cache of a kmalloc object cannot be looked up, if it cannot.
     pub no_page_lookup: Option<String>,
 }
@@ -20,6 +20,29 @@ pub struct Layout {
 /// Prefix of the function behind each tracepoint, whose prototype has the parameters' names
 /// (`include/linux/tracepoint.h`).
 const TRACEPOINT_FUNCTION: &str = "__traceiter_";
+
+/// Tracepoints beside those of slab, which every kernel has.
+const TRACEPOINTS: [&str; 9] = [
+    "task_rename",
+    "mm_page_alloc",
+    "mm_page_free",
+    "alloc_vmap_area",
+    "free_vmap_area_noflush",
+    "percpu_alloc_percpu",
+    "percpu_free_percpu",
+    "module_load",
+    "module_free",
+];
+
+/// Functions that fire no tracepoint. Those of memory allocation profiling have had a suffix since 6.10.
+const FUNCTIONS: [&str; 6] = [
+    "kvfree_call_rcu",
+    "kmem_cache_free_bulk",
+    "kmem_cache_alloc_bulk_noprof",
+    "kmem_cache_alloc_bulk",
+    "alloc_vmap_area",
+    "free_vmap_area_noflush",
+];
 
 /// x86-64 without address randomisation (`arch/x86/include/asm/page_64_types.h`, `pgtable_64_types.h`).
 const VMEMMAP_4_LEVEL: u64 = 0xffff_ea00_0000_0000;
@@ -52,6 +75,11 @@ impl Layout {
         config.cache_name = member(btf, "kmem_cache", "name")?;
         config.cache_size = member(btf, "kmem_cache", "size")?;
         config.gfp_class = gfp_class(btf);
+        config.gfp_movable = gfp_bit(btf, "___GFP_MOVABLE_BIT", 3);
+        config.gfp_compound = gfp_bit(btf, "___GFP_COMP_BIT", 18);
+        resolve_percpu(&mut config, btf);
+        resolve_functions(&mut config, btf);
+        resolve_modules(&mut config, btf);
         config.weakly_ordered = u32::from(!cfg!(target_arch = "x86_64"));
         let no_page_lookup = resolve_pages(&mut config, btf, symbols).err().map(|error| error.to_string());
         if config.cache_alloc_cache == 0 && no_page_lookup.is_some() {
@@ -64,7 +92,20 @@ impl Layout {
         // Both changed in 6.1: since then a raw tracepoint's program never interrupts itself
         // (`kernel/trace/bpf_trace.c`, `__bpf_trace_run`).
         config.counters_shared = u32::from(node_events);
-        Ok(Self { config, node_events, task_rename: has_tracepoint(btf, "task_rename"), no_page_lookup })
+        let mut tracepoints: Vec<_> =
+            TRACEPOINTS.into_iter().filter(|event| has_tracepoint(btf, event)).collect();
+        if node_events {
+            tracepoints.extend(["kmalloc_node", "kmem_cache_alloc_node"]);
+        }
+        if config.percpu_base == 0 {
+            tracepoints.retain(|event| !event.starts_with("percpu_"));
+        }
+        if config.module_text == 0 {
+            tracepoints.retain(|event| !event.starts_with("module_"));
+        }
+        tracepoints.extend(["kmalloc", "kmem_cache_alloc", "kfree", "kmem_cache_free"]);
+        let functions = FUNCTIONS.into_iter().filter(|function| btf.has_function(function)).collect();
+        Ok(Self { config, tracepoints, functions, no_page_lookup })
     }
 }
 
@@ -101,13 +142,75 @@ fn member(btf: &Btf, structure: &str, name: &str) -> Result<u32> {
     btf.member_offset(structure, name).ok_or_else(|| anyhow!("this kernel's BTF has no {structure}.{name}"))
 }
 
+/// Indices of the arguments of `percpu_alloc_percpu`: `call_site` and `bytes_alloc` came in 6.0.
+fn resolve_percpu(config: &mut Config, btf: &Btf) {
+    let Some(parameters) = btf.parameters(&format!("{TRACEPOINT_FUNCTION}percpu_alloc_percpu")) else { return };
+    let index = |name: &str| parameters.iter().skip(1).position(|parameter| parameter == name).map(|i| i as u32);
+    if let (Some(call_site), Some(size), Some(base), Some(offset)) =
+        (index("call_site"), index("size"), index("base_addr"), index("off"))
+    {
+        config.percpu_call_site = call_site + 1;
+        config.percpu_size = size;
+        config.percpu_base = base;
+        config.percpu_offset = offset;
+        config.percpu_bytes = index("bytes_alloc").unwrap_or(0);
+    }
+}
+
+/// What changed in the functions that are watched.
+fn resolve_functions(config: &mut Config, btf: &Btf) {
+    // `kvfree_call_rcu(head, func)` until 6.3, `(head, ptr)` since.
+    config.rcu_offset =
+        u32::from(btf.parameters("kvfree_call_rcu").is_some_and(|p| p.get(1).is_some_and(|n| n == "func")));
+    let returned =
+        btf.returns("kmem_cache_alloc_bulk_noprof").or_else(|| btf.returns("kmem_cache_alloc_bulk"));
+    config.bulk_returns_bool = u32::from(returned.is_some_and(|name| name.to_lowercase().contains("bool")));
+    config.area_start = btf.member_offset("vmap_area", "va_start").unwrap_or(0);
+    config.area_end = btf.member_offset("vmap_area", "va_end").unwrap_or(0);
+}
+
+/// Where a module's code is: in `module.mem` since 6.4, before in two layouts (`include/linux/module.h`).
+fn resolve_modules(config: &mut Config, btf: &Btf) {
+    let Some(name) = btf.member_offset("module", "name") else { return };
+    config.module_name = name;
+    let places = if let (Some(memory), Some(each), Some(base), Some(size)) = (
+        btf.member_offset("module", "mem"),
+        btf.struct_size("module_memory"),
+        btf.member_offset("module_memory", "base"),
+        btf.member_offset("module_memory", "size"),
+    ) {
+        let of = |kind: &str, otherwise: u64| {
+            memory + each * btf.enumerator(kind).unwrap_or(otherwise).min(16) as u32
+        };
+        let (text, init) = (of("MOD_TEXT", 0), of("MOD_INIT_TEXT", 4));
+        Some([text + base, text + size, init + base, init + size])
+    } else if let (Some(core), Some(init), Some(base), Some(size)) = (
+        btf.member_offset("module", "core_layout"),
+        btf.member_offset("module", "init_layout"),
+        btf.member_offset("module_layout", "base"),
+        btf.member_offset("module_layout", "text_size"),
+    ) {
+        Some([core + base, core + size, init + base, init + size])
+    } else {
+        None
+    };
+    if let Some([text, text_size, init, init_size]) = places {
+        (config.module_text, config.module_text_size) = (text, text_size);
+        (config.module_init, config.module_init_size) = (init, init_size);
+    }
+}
+
+/// A gfp bit; before 6.9 they were no enumerators, and had these values.
+fn gfp_bit(btf: &Btf, name: &str, before: u64) -> u32 {
+    1 << (btf.enumerator(name).unwrap_or(before) & 31)
+}
+
 /// The gfp bits that choose among kmalloc's caches of one size: `kmalloc_type()` of
-/// `include/linux/slab.h`. Before 6.9 they were no enumerators, and had these values.
+/// `include/linux/slab.h`.
 fn gfp_class(btf: &Btf) -> u32 {
     [("___GFP_DMA_BIT", 0), ("___GFP_RECLAIMABLE_BIT", 4), ("___GFP_ACCOUNT_BIT", 22)]
         .into_iter()
-        .map(|(name, before)| 1 << (btf.enumerator(name).unwrap_or(before) & 31))
-        .fold(0, |mask: u32, bit: u32| mask | bit)
+        .fold(0, |mask, (name, before)| mask | gfp_bit(btf, name, before))
 }
 
 /// Whether the kernel runs with five levels of page tables: the flag is cleared when it does not.
@@ -155,6 +258,8 @@ mod tests {
         assert!(layout.config.kmalloc_bytes_alloc > layout.config.kmalloc_bytes_req);
         assert_eq!(layout.config.gfp_class.count_ones(), 3);
         assert!(layout.config.cache_name > 0);
+        assert!(layout.config.percpu_call_site == 1 && layout.config.gfp_movable == 8);
+        assert!(layout.tracepoints.contains(&"mm_page_alloc"), "{:?}", layout.tracepoints);
         assert_eq!(layout.no_page_lookup, None);
     }
 

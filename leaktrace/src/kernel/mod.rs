@@ -4,6 +4,7 @@ pub mod btf;
 pub mod dwarf;
 pub mod layout;
 pub mod machine;
+pub mod modules;
 pub mod places;
 pub mod privilege;
 pub mod symbols;

@@ -1,13 +1,18 @@
 //! From addresses to places in the code: symbols, and source lines where there is DWARF.
 
-use std::path::Path;
+use std::{ops::Range, path::Path, sync::Arc};
 
 use super::{dwarf::DebugInfo, symbols::Symbols};
 use crate::report::model::Frame;
 
+/// Loads of watched modules whose symbols are kept.
+const LEARNED: usize = 64;
+
 /// Everything that can say where an address lies.
 pub struct Places {
-    before: Symbols,
+    before: Arc<Symbols>,
+    /// Watched modules while they were loaded, the latest first, with where their code was.
+    learned: Vec<(Symbols, Vec<Range<u64>>)>,
     /// Read again at the end when modules came or went.
     after: Option<Symbols>,
     debug: DebugInfo,
@@ -16,8 +21,16 @@ pub struct Places {
 
 impl Places {
     /// What is known at the start of a run.
-    pub fn new(symbols: Symbols, debug: DebugInfo, root: &Path) -> Self {
-        Self { before: symbols, after: None, debug, root_modules: modules(root) }
+    pub fn new(symbols: Arc<Symbols>, debug: DebugInfo, root: &Path) -> Self {
+        Self { before: symbols, learned: Vec::new(), after: None, debug, root_modules: modules(root) }
+    }
+
+    /// Learns the symbols of modules that were just loaded, and may be gone at the end.
+    pub fn learn(&mut self, root: &Path, modules: &[String], code: Vec<Range<u64>>) {
+        if let Ok(symbols) = Symbols::read_modules(root, modules) {
+            self.learned.insert(0, (symbols, code));
+            self.learned.truncate(LEARNED);
+        }
     }
 
     /// Reads the symbols again if other modules are loaded than at the start.
@@ -35,10 +48,13 @@ impl Places {
     /// The frames of a return address: one, and before it the functions inlined into it.
     pub fn frames(&self, address: u64) -> Vec<Frame> {
         // A module that was unloaded is only in the first reading, one that was loaded in the second.
+        let call = address.wrapping_sub(1);
         let location = self
-            .after
-            .as_ref()
-            .and_then(|symbols| symbols.locate_return(address))
+            .learned
+            .iter()
+            .filter(|(_, code)| code.iter().any(|range| range.contains(&call)))
+            .find_map(|(symbols, _)| symbols.locate_return(address))
+            .or_else(|| self.after.as_ref().and_then(|symbols| symbols.locate_return(address)))
             .or_else(|| self.before.locate_return(address));
         let whole = Frame {
             address,

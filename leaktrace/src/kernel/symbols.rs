@@ -166,6 +166,36 @@ impl Symbols {
             .map(|symbol| symbol.address)
     }
 
+    /// The last function of a module in the megabytes from an address: further on is its initialisation.
+    pub fn last_of(&self, module: &str, from: u64) -> Option<u64> {
+        let module = self.modules.iter().position(|name| name == module)? as u16;
+        let start = self.table.partition_point(|symbol| symbol.address < from);
+        let mut last = None;
+        for symbol in &self.table[start..] {
+            if symbol.module != module {
+                // Another module's, or the kernel's own: this one's text has ended.
+                break;
+            }
+            if last.is_some_and(|last| symbol.address - last > 1 << 20) {
+                break;
+            }
+            last = Some(symbol.address);
+        }
+        last
+    }
+
+    /// Reads only the symbols of some modules.
+    ///
+    /// # Errors
+    /// As [`Symbols::read`].
+    pub fn read_modules(root: &Path, modules: &[String]) -> Result<Self> {
+        let mut symbols = Self::read(root)?;
+        let wanted: Vec<bool> = symbols.modules.iter().map(|name| modules.contains(name)).collect();
+        symbols.table.retain(|symbol| wanted[usize::from(symbol.module)]);
+        symbols.table.shrink_to_fit();
+        Ok(symbols)
+    }
+
     /// Address of one of the few data symbols that are kept.
     pub fn data_address(&self, name: &str) -> Option<u64> {
         self.data.iter().find(|(known, _)| *known == name).map(|&(_, address)| address)

@@ -33,6 +33,38 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// The findings' modules.
     pub modules: Vec<Module>,
+    /// Watched modules that were removed, and what they left behind.
+    pub unloads: Vec<Unload>,
+}
+
+/// A watched module was removed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unload {
+    /// Its name.
+    pub module: String,
+    /// When, since the start of the trace.
+    pub after_s: f64,
+    /// `leak`, or `suspect` where objects may have been freed unseen.
+    pub verdict: &'static str,
+    /// Why it is only suspected.
+    pub doubt: Option<String>,
+    /// What it allocated itself and nobody has freed since.
+    pub left: Amount,
+    /// The same by call site, the most bytes first.
+    pub sites: Vec<LeftSite>,
+}
+
+/// What a removed module left behind from one call site.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeftSite {
+    /// The module's function that allocated it.
+    pub function: Frame,
+    /// As of a finding.
+    pub family: &'static str,
+    /// Name of the slab cache, or what stands for it.
+    pub cache: String,
+    /// What is left.
+    pub left: Amount,
 }
 
 /// The machine.
@@ -145,6 +177,8 @@ pub struct ProgramReport {
     pub runs: u64,
     /// Time of each.
     pub ns_per_run: Option<f64>,
+    /// Events that came while it was running on that CPU and were skipped.
+    pub recursion_misses: u64,
 }
 
 /// One line of /proc/meminfo.
@@ -206,11 +240,13 @@ pub struct Finding {
     pub rank: usize,
     /// `suspect`, `cache`, `plateau` or `churn`.
     pub verdict: &'static str,
+    /// Why it can be no more than suspected, where its frees may not all be seen.
+    pub doubt: Option<String>,
     /// Surviving bytes weighed by verdict and growth.
     pub score: f64,
-    /// `kmalloc`, `kmalloc-large` or `kmem_cache`.
+    /// `kmalloc`, `kmalloc-large`, `kmem_cache`, `page`, `vmalloc` or `percpu`.
     pub family: &'static str,
-    /// Name of the slab cache.
+    /// Name of the slab cache; of other families the size of the block (`pages-16k`) or the family.
     pub cache: String,
     /// The module to blame, or the kernel's function where none is on the stack.
     pub module: String,
@@ -326,7 +362,7 @@ pub struct Frame {
 /// One outstanding object.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Object {
-    /// Its address.
+    /// Its address; of pages that of the `struct page`, of per-CPU memory that of the first CPU's copy.
     #[serde(serialize_with = "hex")]
     pub address: u64,
     /// Bytes that were asked for.

@@ -5,7 +5,7 @@ use std::{os::fd::OwnedFd, time::Instant};
 use anyhow::Result;
 use aya::{Ebpf, sys::Stats};
 
-use super::{hooks::Hook, load};
+use super::{hooks::Program, load};
 
 /// Runs and time of one program while it was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -57,8 +57,8 @@ impl CostMeter {
 ///
 /// # Errors
 /// When the program's fdinfo cannot be read.
-pub fn read(ebpf: &Ebpf, hook: &Hook) -> Result<(ProgramCost, u64)> {
-    let text = load::program_fdinfo(ebpf, hook.name)?;
+pub fn read(ebpf: &Ebpf, program: &Program) -> Result<(ProgramCost, u64)> {
+    let text = load::program_fdinfo(ebpf, program.name)?;
     let number = |field: &str| {
         text.lines()
             .find_map(|line| line.strip_prefix(field)?.strip_prefix(':')?.trim().parse().ok())

@@ -1,18 +1,29 @@
 //! Loading and attaching the programs, and saying in one line what the kernel refused.
 
-use std::{io, os::fd::AsFd as _};
+use std::{io, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Result, anyhow};
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{HashMap, MapError},
-    programs::{ProgramError, ProgramType, RawTracePoint},
+    programs::{FEntry, FExit, KProbe, ProgramError, ProgramType, RawTracePoint},
     sys::is_program_supported,
 };
-use leaktrace_common::{CACHE_NAME_LEN, Config};
+use leaktrace_common::{CACHE_NAME_LEN, Config, MODULE_NAME_LEN};
 
-use super::{Settings, hooks::Hook, messages, sizes::Sizes};
+use super::{
+    Settings,
+    hooks::{Kind, Program},
+    messages,
+    sizes::Sizes,
+};
 use crate::units;
+
+/// Where the kernel says how kprobes are attached, if it has them (`kernel/events/core.c`).
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
+
+/// Frames that are looked at for those of a watched module.
+const WATCHED_DEPTH: u32 = 40;
 
 /// The programs, compiled by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -49,6 +60,7 @@ pub fn create(config: Config, sizes: &Sizes, settings: &Settings) -> Result<Ebpf
     messages::set_level(&mut loader, settings.verbose);
     let mut ebpf = loader.load(OBJECT).map_err(|error| explain_create(error, sizes))?;
     allow_caches(&mut ebpf, &settings.caches)?;
+    watch_modules(&mut ebpf, &settings.modules)?;
     Ok(ebpf)
 }
 
@@ -60,10 +72,17 @@ fn complete(mut config: Config, sizes: &Sizes, settings: &Settings) -> Config {
     config.shard_mask = sizes.shards - 1;
     config.counters_shared |= u32::from(sizes.shards < sizes.cpus);
     config.stack_share = (settings.stack_share * f64::from(1 << 20)) as u32;
-    config.stack_depth = if config.stack_share == 0 { 0 } else { settings.stack_depth };
+    // Whether an object is a watched module's is told by the stack, whatever that costs.
+    config.stack_depth = match settings.stack_depth {
+        depth if !settings.modules.is_empty() => depth.max(WATCHED_DEPTH),
+        _ if config.stack_share == 0 => 0,
+        depth => depth,
+    };
     config.min_size = settings.min_size;
     config.max_size = settings.max_size;
     config.filter_caches = u32::from(settings.filter_caches);
+    config.filter_modules = u32::from(!settings.modules.is_empty());
+    config.possible_cpus = sizes.cpus;
     config
 }
 
@@ -83,27 +102,56 @@ pub fn allow_caches(ebpf: &mut Ebpf, caches: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Tells the programs the names of the watched modules; their indices are those of the list.
+///
+/// # Errors
+/// When the kernel refuses the update.
+fn watch_modules(ebpf: &mut Ebpf, modules: &[String]) -> Result<()> {
+    let map = ebpf.map_mut("WATCHED").ok_or_else(|| anyhow!("the BPF object has no map WATCHED"))?;
+    let mut map: HashMap<_, [u8; MODULE_NAME_LEN], u32> = HashMap::try_from(map)?;
+    for (index, module) in modules.iter().enumerate() {
+        let mut name = [0; MODULE_NAME_LEN];
+        let length = module.len().min(MODULE_NAME_LEN - 1);
+        name[..length].copy_from_slice(&module.as_bytes()[..length]);
+        map.insert(name, index as u32, 0)?;
+    }
+    Ok(())
+}
+
 /// Loads one program.
 ///
 /// # Errors
-/// Names the hook and what the kernel said.
-pub fn load(ebpf: &mut Ebpf, hook: &Hook) -> Result<()> {
-    program(ebpf, hook)?.load().map_err(|error| explain_program(error, hook, "load"))
+/// Names the program and what the kernel said.
+pub fn load(ebpf: &mut Ebpf, btf: &Btf, program: &Program) -> Result<()> {
+    let loaded = find(ebpf, program)?;
+    let result = match program.kind {
+        Kind::RawTracepoint => TryInto::<&mut RawTracePoint>::try_into(loaded)?.load(),
+        Kind::Fentry => TryInto::<&mut FEntry>::try_into(loaded)?.load(program.target, btf),
+        Kind::Fexit => TryInto::<&mut FExit>::try_into(loaded)?.load(program.target, btf),
+        Kind::Kprobe => TryInto::<&mut KProbe>::try_into(loaded)?.load(),
+    };
+    result.map_err(|error| explain_program(error, program, "load"))
 }
 
 /// Attaches one program, which is loaded.
 ///
 /// # Errors
-/// Names the hook and what the kernel said.
-pub fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<()> {
-    program(ebpf, hook)?.attach(hook.name).map_err(|error| explain_program(error, hook, "attach"))?;
-    Ok(())
+/// Names the program and what the kernel said.
+pub fn attach(ebpf: &mut Ebpf, program: &Program) -> Result<()> {
+    let loaded = find(ebpf, program)?;
+    let result = match program.kind {
+        Kind::RawTracepoint => {
+            TryInto::<&mut RawTracePoint>::try_into(loaded)?.attach(program.target).map(drop)
+        }
+        Kind::Fentry => TryInto::<&mut FEntry>::try_into(loaded)?.attach().map(drop),
+        Kind::Fexit => TryInto::<&mut FExit>::try_into(loaded)?.attach().map(drop),
+        Kind::Kprobe => TryInto::<&mut KProbe>::try_into(loaded)?.attach(program.target, 0).map(drop),
+    };
+    result.map_err(|error| explain_program(error, program, "attach"))
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, hook: &Hook) -> Result<&'a mut RawTracePoint> {
-    let program =
-        ebpf.program_mut(hook.name).ok_or_else(|| anyhow!("the BPF object has no program {}", hook.name))?;
-    Ok(program.try_into()?)
+fn find<'a>(ebpf: &'a mut Ebpf, program: &Program) -> Result<&'a mut aya::programs::Program> {
+    ebpf.program_mut(program.name).ok_or_else(|| anyhow!("the BPF object has no program {}", program.name))
 }
 
 /// The fdinfo of a program: `recursion_misses` is nowhere else.
@@ -173,39 +221,52 @@ fn name_of(error: &io::Error) -> String {
     }
 }
 
-fn explain_program(error: ProgramError, hook: &Hook, verb: &str) -> anyhow::Error {
+fn explain_program(error: ProgramError, program: &Program, verb: &str) -> anyhow::Error {
     let refused = system_error(&error).map(io::Error::raw_os_error);
     match (refused, error) {
         (Some(Some(libc::EPERM)), _) => anyhow!(
-            "the kernel refused to {verb} the hook {} (EPERM): a security module or lockdown forbids it",
-            hook.name
+            "the kernel refused to {verb} the hook {} by {} (EPERM): a security module or lockdown forbids it",
+            program.target,
+            program.mechanism().word()
         ),
-        (Some(Some(libc::ENOENT)), _) => anyhow!("this kernel has no tracepoint {}", hook.name),
+        (Some(Some(libc::ENOENT)), _) if program.kind == Kind::Kprobe && !Path::new(KPROBES).exists() => {
+            anyhow!("this kernel has no kprobes")
+        }
+        (Some(Some(libc::ENOENT)), _) if program.kind == Kind::RawTracepoint => {
+            anyhow!("this kernel has no tracepoint {}", program.target)
+        }
         (_, ProgramError::LoadError { io_error, verifier_log }) => {
             let log = verifier_log.to_string();
             let last =
                 log.lines().rev().find(|line| !line.starts_with("processed") && !line.trim().is_empty());
             anyhow!(
-                "the kernel's verifier refused the hook {}: {io_error}{}",
-                hook.name,
+                "the kernel's verifier refused the hook {} by {}: {io_error}{}",
+                program.target,
+                program.mechanism().word(),
                 last.map(|line| format!(" ({line})")).unwrap_or_default()
             )
         }
-        (_, error) => anyhow::Error::new(error).context(format!("cannot {verb} the hook {}", hook.name)),
+        (_, error) => anyhow::Error::new(error).context(format!(
+            "cannot {verb} the hook {} by {}",
+            program.target,
+            program.mechanism().word()
+        )),
     }
 }
 
-/// Takes all programs off their hooks and out of the kernel.
+/// Takes a program off its hook and out of the kernel.
 ///
 /// # Errors
-/// When a program was not loaded.
-pub fn detach<'a>(ebpf: &mut Ebpf, hooks: impl DoubleEndedIterator<Item = &'a Hook>) -> Result<()> {
-    // Allocations first, so that every object that was recorded can still be seen freed.
-    for hook in hooks.rev() {
-        program(ebpf, hook)?.unload()?;
+/// When it was not loaded.
+pub fn unload(ebpf: &mut Ebpf, program: &Program) -> Result<()> {
+    let loaded = find(ebpf, program)?;
+    match program.kind {
+        Kind::RawTracepoint => TryInto::<&mut RawTracePoint>::try_into(loaded)?.unload(),
+        Kind::Fentry => TryInto::<&mut FEntry>::try_into(loaded)?.unload(),
+        Kind::Fexit => TryInto::<&mut FExit>::try_into(loaded)?.unload(),
+        Kind::Kprobe => TryInto::<&mut KProbe>::try_into(loaded)?.unload(),
     }
-    wait_for_programs();
-    Ok(())
+    .map_err(Into::into)
 }
 
 /// Waits until every program that is running now has ended: they run without preemption, and the

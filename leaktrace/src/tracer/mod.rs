@@ -7,12 +7,14 @@ mod load;
 mod mapped;
 mod messages;
 mod names;
+mod programs;
 mod sampling;
 mod scan;
 mod series;
 mod sites;
 pub mod sizes;
 mod snapshot;
+mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -20,12 +22,25 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, SITE_SUSPECT, Site, StackRecord};
 
-use self::{cost::CostMeter, mapped::MappedArray, messages::Messages, sites::SiteTable, sizes::Sizes};
+use self::{
+    cost::CostMeter,
+    hooks::{Family, Mechanism},
+    mapped::MappedArray,
+    messages::Messages,
+    programs::Programs,
+    scan::Question,
+    sites::SiteTable,
+    sizes::Sizes,
+    watch::Watch,
+};
 pub use self::{
     cost::ProgramCost,
+    programs::HookState,
     scan::LiveObject,
     series::Series,
-    snapshot::{HookState, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
+    sites::{Locate, Located},
+    snapshot::{Left, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
+    watch::Stay,
 };
 use crate::kernel::layout::Layout;
 
@@ -44,6 +59,12 @@ pub struct Settings {
     pub filter_caches: bool,
     /// Names of the caches that the filter lets through.
     pub caches: Vec<String>,
+    /// What is tracked.
+    pub families: Vec<Family>,
+    /// Names of the modules that the stack of what is recorded has to pass through; none: everything is.
+    pub modules: Vec<String>,
+    /// Mechanisms that are not to be used.
+    pub refused: Vec<Mechanism>,
     /// Age from which a live object is a survivor.
     pub min_age: Duration,
     /// Ask the verifier for its log when it refuses.
@@ -80,13 +101,20 @@ const SCAN_SHARE: u32 = 400;
 /// Sites whose stacks come first when the budget is short.
 const SUSPECTS: usize = 16;
 
+/// Age from which a note on an object that was handed to `kfree_rcu` is of no use: grace periods
+/// end within a fraction of that, and batches within some seconds.
+const PENDING: Duration = Duration::from_secs(20);
+
+/// How often it is asked whether a watched module has come.
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+
 /// What a stack capture is taken to cost before any was measured.
 const STACK_NS: f64 = 2_500.0;
 
 /// Programs on their hooks, and the tables they fill.
 pub struct Tracer {
     ebpf: Ebpf,
-    attached: Vec<HookState>,
+    programs: Programs,
     settings: Settings,
     sizes: Sizes,
     messages: Option<Messages>,
@@ -95,6 +123,8 @@ pub struct Tracer {
     control: MappedArray<Control>,
     cpus: MappedArray<CpuState>,
     sites: SiteTable,
+    watch: Watch,
+    page_struct: u32,
     meter: CostMeter,
     started: Instant,
     next_scan: Instant,
@@ -108,34 +138,52 @@ impl Tracer {
     /// Makes the tables and loads the programs: all of them before the first is attached, because
     /// the kernel allocates and frees thousands of objects for each, which are nobody's leak.
     ///
+    /// `locate` finds call sites on stacks, and `loaded` has the text of watched modules that are loaded.
+    ///
     /// # Errors
     /// One line on what the kernel refused.
-    pub fn new(layout: &Layout, sizes: Sizes, settings: Settings) -> Result<Self> {
+    pub fn new(
+        layout: &Layout,
+        sizes: Sizes,
+        settings: Settings,
+        locate: Locate,
+        loaded: &[(String, (u64, u64))],
+    ) -> Result<Self> {
         let mut ebpf = load::create(layout.config, &sizes, &settings)?;
         let messages = if settings.verbose { Some(Messages::open(&mut ebpf)?) } else { None };
-        let hooks = hooks::for_kernel(layout);
-        let mut attached = Vec::new();
-        for hook in &hooks {
-            let error = match load::load(&mut ebpf, hook) {
-                Err(error) if !hook.required => Some(format!("{error:#}")),
-                result => result.map(|()| None)?,
-            };
-            attached.push(HookState { hook: *hook, error });
+        let hooks =
+            hooks::for_kernel(layout, &settings.families, !settings.modules.is_empty(), &settings.refused);
+        let programs = Programs::load(&mut ebpf, hooks)?;
+        let control = MappedArray::map(&ebpf, "CONTROL", 1)?;
+        let mut watch = Watch::new(
+            settings.modules.clone(),
+            MappedArray::map(
+                &ebpf,
+                "MODULES",
+                (leaktrace_common::MAX_MODULES * leaktrace_common::MODULE_RANGES) as u32,
+            )?,
+            MappedArray::map(&ebpf, "MODULE_LOG", leaktrace_common::MODULE_EVENTS)?,
+        );
+        for (module, text) in loaded {
+            watch.begin_with(&control, module, *text);
         }
         let now = Instant::now();
         Ok(Self {
             live: MappedArray::map(&ebpf, "LIVE", sizes.buckets)?,
             stacks: MappedArray::map(&ebpf, "STACKS", sizes.stacks)?,
-            control: MappedArray::map(&ebpf, "CONTROL", 1)?,
+            control,
             cpus: MappedArray::map(&ebpf, "CPUS", sizes.cpus)?,
             sites: SiteTable::new(
                 MappedArray::<Site>::map(&ebpf, "SITES", sizes.sites)?,
                 MappedArray::<Counters>::map(&ebpf, "COUNTERS", sizes.sites * sizes.shards)?,
                 sizes.shards as usize,
+                locate,
             ),
+            watch,
+            page_struct: layout.config.page_size_of,
             ebpf,
             messages,
-            attached,
+            programs,
             settings,
             sizes,
             meter: CostMeter::default(),
@@ -153,12 +201,7 @@ impl Tracer {
     /// # Errors
     /// Names the required hook that the kernel refused.
     pub fn attach(&mut self) -> Result<()> {
-        for state in self.attached.iter_mut().filter(|state| state.error.is_none()) {
-            match load::attach(&mut self.ebpf, &state.hook) {
-                Err(error) if !state.hook.required => state.error = Some(format!("{error:#}")),
-                result => result?,
-            }
-        }
+        self.programs.attach(&mut self.ebpf)?;
         self.started = Instant::now();
         self.last_allocated = (self.started, 0);
         Ok(())
@@ -188,6 +231,7 @@ impl Tracer {
     pub fn tick(&mut self) -> Result<Tick> {
         self.ticks += 1;
         let seconds = self.started.elapsed().as_secs_f64();
+        self.sites.locate(&self.stacks);
         let totals = self.sites.update(seconds);
         self.adjust_stacks(totals.allocated);
         if self.ticks.is_power_of_two() || Instant::now() >= self.next_scan {
@@ -205,6 +249,9 @@ impl Tracer {
         let counts = scan::count(&self.live, &overflow, self.sites.len(), born_before);
         for site in self.sites.most_surviving(&counts, SUSPECTS) {
             self.sites.flag(site, SITE_SUSPECT);
+        }
+        if self.programs.has("kvfree_call_rcu") {
+            scan::forget_pending(&self.live, monotonic_ns().saturating_sub(PENDING.as_nanos() as u64));
         }
         let took = begun.elapsed();
         self.slowest_scan = self.slowest_scan.max(took);
@@ -298,17 +345,22 @@ impl Tracer {
     /// When the kernel refuses a look.
     pub fn finish(mut self) -> Result<Snapshot> {
         self.meter.end();
-        let mut costs = Vec::new();
-        for hook in self.attached.iter().filter(|state| state.error.is_none()) {
-            let (cost, misses) = cost::read(&self.ebpf, &hook.hook)?;
-            costs.push((hook.hook.name, cost, misses));
-        }
+        let costs = self.programs.costs(&self.ebpf)?;
         let duration = self.started.elapsed();
-        load::detach(
-            &mut self.ebpf,
-            self.attached.iter().filter(|state| state.error.is_none()).map(|state| &state.hook),
-        )?;
+        self.programs.detach(&mut self.ebpf)?;
+        self.sites.locate(&self.stacks);
+        self.watch.update(&self.control.read(0));
         snapshot::take(&mut self, duration, costs)
+    }
+
+    /// Reads whether watched modules came or went; true when one came since the last call.
+    pub fn watch_modules(&mut self) -> bool {
+        self.watch.is_on() && self.watch.update(&self.control.read(0))
+    }
+
+    /// When which watched module was loaded, and where.
+    pub fn stays(&self) -> &[Stay] {
+        self.watch.stays()
     }
 
     /// Bytes of kernel memory that the tables take.
@@ -322,7 +374,7 @@ impl Tracer {
     /// When the kernel refuses a look.
     pub fn live_of_process(&self, pid: u32) -> Result<Vec<ProcessSite>> {
         let overflow = self.overflowed()?;
-        let (_, details) = scan::detail(&self.live, &overflow, self.sites.len(), 0);
+        let (_, details) = scan::detail(&self.live, &overflow, self.sites.len(), &Question::default());
         let mut sites: Vec<ProcessSite> = Vec::new();
         for (&(site, _, tgid), &objects) in &details.groups {
             let site = site as usize;
@@ -350,7 +402,8 @@ impl Tracer {
 
     /// How often [`Tracer::relieve`] should be asked.
     pub fn relief_interval(&self) -> Duration {
-        self.sizes.relief_interval()
+        let interval = self.sizes.relief_interval();
+        if self.watch.is_on() { interval.min(WATCH_INTERVAL) } else { interval }
     }
 
     /// Outstanding objects that the tables were made for.
@@ -360,7 +413,7 @@ impl Tracer {
 
     /// The hooks as they were attached.
     pub fn hooks(&self) -> &[HookState] {
-        &self.attached
+        self.programs.hooks()
     }
 }
 

@@ -6,8 +6,8 @@ use aya::{
     maps::{HashMap, MapError},
 };
 use leaktrace_common::{
-    Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, Payload, SITE_CACHE_KNOWN, Site,
-    StackRecord, decode_address,
+    Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, FAMILY_PAGE, FAMILY_PERCPU,
+    FAMILY_VMALLOC, Payload, SITE_CACHE_KNOWN, Site, StackRecord, decode_address,
 };
 use rustc_hash::FxHashMap;
 
@@ -24,8 +24,11 @@ const GFP_ACCOUNT: u32 = 1 << 22;
 /// Name of the cache that a site allocates from: the kernel's own, or what kmalloc's is called
 /// for that size (`mm/slab_common.c`) when it could not be read or `trusted` is false.
 pub fn cache_name(site: &Site, trusted: bool) -> String {
-    if site.family == FAMILY_KMALLOC_LARGE {
-        return LARGE.to_owned();
+    match site.family {
+        FAMILY_KMALLOC_LARGE => return LARGE.to_owned(),
+        FAMILY_PAGE => return format!("pages-{}k", site.object_size / 1_024),
+        FAMILY_VMALLOC | FAMILY_PERCPU => return family_name(site.family).to_owned(),
+        _ => {}
     }
     if site.flags & SITE_CACHE_KNOWN != 0 && (trusted || site.family != FAMILY_KMALLOC) {
         let length = site.cache_name.iter().position(|&byte| byte == 0).unwrap_or(site.cache_name.len());
@@ -52,6 +55,9 @@ pub fn family_name(family: u32) -> &'static str {
         FAMILY_KMALLOC => "kmalloc",
         FAMILY_KMALLOC_LARGE => "kmalloc-large",
         FAMILY_KMEM_CACHE => "kmem_cache",
+        FAMILY_PAGE => "page",
+        FAMILY_VMALLOC => "vmalloc",
+        FAMILY_PERCPU => "percpu",
         _ => "unknown",
     }
 }
@@ -72,16 +78,22 @@ pub fn read_tasks(ebpf: &Ebpf) -> Result<FxHashMap<u32, String>> {
     Ok(tasks)
 }
 
-/// Frames of a stack from `call_site` outwards: what lies before is the allocator and the tracing.
-pub fn read_stack(stacks: &MappedArray<StackRecord>, id: u32, call_site: u64) -> Vec<u64> {
+/// All frames of a stack, those of the tracing first; empty when there is no such stack.
+pub fn read_whole_stack(stacks: &MappedArray<StackRecord>, id: u32) -> Vec<u64> {
     if id == 0 || id as usize >= stacks.len() {
         return Vec::new();
     }
     let record = stacks.read(id as usize);
     let depth = (record.depth as usize).min(record.frames.len());
-    let frames = &record.frames[..depth];
+    record.frames[..depth].to_vec()
+}
+
+/// Frames of a stack from `call_site` outwards: what lies before is the allocator and the tracing.
+pub fn read_stack(stacks: &MappedArray<StackRecord>, id: u32, call_site: u64) -> Vec<u64> {
+    let mut frames = read_whole_stack(stacks, id);
     let start = frames.iter().position(|&frame| frame == call_site).unwrap_or(0);
-    frames[start..].to_vec()
+    frames.drain(..start);
+    frames
 }
 
 /// The objects in the overflow map. Those that come and go meanwhile may be missed or be there.

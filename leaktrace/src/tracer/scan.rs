@@ -1,8 +1,10 @@
 //! Reading the live table: a million objects in milliseconds.
 
-use leaktrace_common::{BUCKET_SLOTS, Bucket, KEY_BUSY, KEY_EMPTY, Payload, decode_address};
+use leaktrace_common::{
+    BUCKET_SLOTS, Bucket, FRAGMENT, KEY_BUSY, KEY_EMPTY, Payload, SITE_PENDING, decode_address,
+};
 use leaktrace_ebpf::{atomic, live};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::mapped::MappedArray;
 
@@ -18,6 +20,10 @@ pub struct SiteLive {
     pub survivors: u64,
     /// When the oldest was allocated; 0 without objects.
     pub oldest_ns: u64,
+    /// Bytes that the events said: of slab objects those asked for.
+    pub bytes: u64,
+    /// Those of survivors.
+    pub survivor_bytes: u64,
 }
 
 /// One outstanding object.
@@ -38,6 +44,21 @@ pub struct Details {
     pub groups: FxHashMap<(u32, u32, u32), u64>,
     /// The oldest objects of each site.
     pub oldest: FxHashMap<u32, Vec<LiveObject>>,
+    /// Objects that were passed over, by site.
+    pub excluded: FxHashMap<u32, u64>,
+    /// Objects by site, stack, and the number of instants given that they are older than; with bytes.
+    pub left: FxHashMap<(u32, u32, usize), (u64, u64)>,
+}
+
+/// What is asked of a detailed look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Question<'a> {
+    /// Objects born before are survivors.
+    pub born_before_ns: u64,
+    /// Addresses that are passed over.
+    pub excluded: Option<&'a FxHashSet<u64>>,
+    /// Instants, ascending, at which watched modules were removed.
+    pub removals_ns: &'a [u64],
 }
 
 /// Counts the live objects of each site.
@@ -57,7 +78,7 @@ pub fn detail(
     table: &MappedArray<Bucket>,
     overflow: &[(u64, Payload)],
     sites: usize,
-    born_before_ns: u64,
+    question: &Question<'_>,
 ) -> (Vec<SiteLive>, Details) {
     let mut counts = vec![SiteLive::default(); sites];
     let mut details = Details::default();
@@ -67,7 +88,22 @@ pub fn detail(
     // The newest of the oldest objects that a site's list holds, once the list is full.
     let mut thresholds = vec![u64::MAX; sites];
     visit(table, overflow, |key, payload| {
-        add(&mut counts, &payload, born_before_ns);
+        if let Some(excluded) = question.excluded
+            && excluded.contains(&decode_address(key))
+        {
+            *details.excluded.entry(payload.site).or_default() += u64::from(payload.size & FRAGMENT == 0);
+            return;
+        }
+        add(&mut counts, &payload, question.born_before_ns);
+        if payload.size & FRAGMENT != 0 {
+            return;
+        }
+        if !question.removals_ns.is_empty() {
+            let later = question.removals_ns.partition_point(|&removed| removed < payload.time_ns);
+            let left = details.left.entry((payload.site, payload.stack, later)).or_default();
+            left.0 += 1;
+            left.1 += u64::from(payload.size);
+        }
         let group = (payload.site, payload.stack, payload.tgid);
         if group == last.0 {
             last.1 += 1;
@@ -101,11 +137,52 @@ fn keep_oldest(list: &mut Vec<LiveObject>, object: LiveObject) -> u64 {
 
 fn add(counts: &mut [SiteLive], payload: &Payload, born_before_ns: u64) {
     let Some(count) = counts.get_mut(payload.site as usize) else { return };
-    count.objects += 1;
-    count.survivors += u64::from(payload.time_ns <= born_before_ns);
+    let (old, bytes) = (payload.time_ns <= born_before_ns, u64::from(payload.size & !FRAGMENT));
+    // The parts of one block are one object, but each has its own bytes.
+    let whole = u64::from(payload.size & FRAGMENT == 0);
+    count.objects += whole;
+    count.bytes += bytes;
+    if old {
+        count.survivors += whole;
+        count.survivor_bytes += bytes;
+    }
     if count.oldest_ns == 0 || payload.time_ns < count.oldest_ns {
         count.oldest_ns = payload.time_ns;
     }
+}
+
+/// Removes the notes on objects that were handed to `kfree_rcu` before some time: most have been
+/// freed since, and of the others no event will tell.
+pub fn forget_pending(table: &MappedArray<Bucket>, before_ns: u64) {
+    for index in 0..table.len() {
+        let bucket = table.at(index);
+        for slot in 0..BUCKET_SLOTS {
+            // SAFETY: as in `visit`. The exchange guards against a slot that changes hands meanwhile.
+            unsafe {
+                if let Some((key, payload)) = live::read(bucket, slot)
+                    && payload.site == SITE_PENDING
+                    && payload.time_ns < before_ns
+                {
+                    atomic::replace(bucket.cast::<u64>().add(slot), key, KEY_EMPTY);
+                }
+            }
+        }
+    }
+}
+
+/// Addresses of the objects of some sites.
+pub fn addresses(
+    table: &MappedArray<Bucket>,
+    overflow: &[(u64, Payload)],
+    of: impl Fn(u32) -> bool,
+) -> Vec<u64> {
+    let mut found = Vec::new();
+    visit(table, overflow, |key, payload| {
+        if of(payload.site) {
+            found.push(decode_address(key));
+        }
+    });
+    found
 }
 
 /// Calls `with` for each object once: the table's, and those of the overflow map that it does not have.

@@ -1,7 +1,8 @@
 //! The sites and their counters, as user space sees them.
 
 use leaktrace_common::{
-    Counters, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED, SITE_READY, SITE_SUSPECT, Site,
+    Counters, FAMILY_PAGE, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED, SITE_READY, SITE_SUSPECT, Site,
+    StackRecord,
 };
 use rustc_hash::FxHashMap;
 
@@ -19,12 +20,10 @@ use super::{
 pub struct Sum {
     /// Allocations.
     pub allocated: u64,
-    /// Allocations whose address is not in the sample.
-    pub unsampled: u64,
+    /// Allocations whose address is not in the sample, or that found no place.
+    pub untracked: u64,
     /// Frees found late, when the address was allocated again.
     pub implicit_frees: u64,
-    /// Allocations that found no place.
-    pub overflowed: u64,
     /// Frees that were seen.
     pub freed: u64,
     /// A sample of them by lifetime.
@@ -36,7 +35,7 @@ impl Sum {
     pub fn raw(&self) -> Raw {
         Raw {
             allocated: self.allocated,
-            untracked: self.unsampled + self.overflowed,
+            untracked: self.untracked,
             freed: self.freed + self.implicit_frees,
         }
     }
@@ -51,7 +50,22 @@ struct Memory {
     unknown: (f64, u64),
 }
 
+/// Finds the call site on a whole stack; the flag says that it is of pages.
+pub type Locate = Box<dyn Fn(&[u64], bool) -> Located + Send>;
+
+/// What a stack says of the site that it is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Located {
+    /// The call site's return address; 0 when it cannot be told.
+    At(u64),
+    /// It allocates what is counted elsewhere.
+    CountedElsewhere,
+}
+
 /// The site table, its counters, and what is remembered of each site.
+///
+/// Where events do not say where an allocation comes from, the programs tell sites apart by the
+/// innermost frames of the stack. Those of one call site are put together here.
 pub struct SiteTable {
     sites: MappedArray<Site>,
     counters: MappedArray<Counters>,
@@ -59,11 +73,64 @@ pub struct SiteTable {
     memory: FxHashMap<usize, Memory>,
     /// One address in `2^shift` is tracked.
     shift: u32,
+    locate: Locate,
+    /// Call site, and first site of the same one, of those sites whose events do not say it.
+    located: FxHashMap<usize, (u64, usize)>,
+    /// The first site of each call site, family and size.
+    firsts: FxHashMap<(u64, u32, u32, u64), usize>,
 }
 
 impl SiteTable {
-    pub(super) fn new(sites: MappedArray<Site>, counters: MappedArray<Counters>, shards: usize) -> Self {
-        Self { sites, counters, shards, memory: FxHashMap::default(), shift: 0 }
+    pub(super) fn new(
+        sites: MappedArray<Site>,
+        counters: MappedArray<Counters>,
+        shards: usize,
+        locate: Locate,
+    ) -> Self {
+        Self {
+            sites,
+            counters,
+            shards,
+            memory: FxHashMap::default(),
+            shift: 0,
+            locate,
+            located: FxHashMap::default(),
+            firsts: FxHashMap::default(),
+        }
+    }
+
+    /// Finds the call sites of sites that are new and whose events do not say it.
+    pub fn locate(&mut self, stacks: &MappedArray<StackRecord>) {
+        let new: Vec<_> = self
+            .used()
+            .filter(|(index, site)| {
+                *index != 0
+                    && site.call_site == 0
+                    && site.flags & SITE_IGNORED == 0
+                    && !self.located.contains_key(index)
+            })
+            .collect();
+        for (index, site) in new {
+            let frames = names::read_whole_stack(stacks, site.stack as u32);
+            match (self.locate)(&frames, site.family == FAMILY_PAGE) {
+                Located::At(call_site) => {
+                    let key = (call_site, site.family, site.object_size, site.cache);
+                    let first = *self.firsts.entry(key).or_insert(index);
+                    self.located.insert(index, (call_site, first));
+                }
+                Located::CountedElsewhere => self.write_flags(index, site.flags | SITE_IGNORED),
+            }
+        }
+    }
+
+    /// The first site of the same call site: itself but for those that are put together.
+    pub fn first(&self, site: usize) -> usize {
+        self.located.get(&site).map_or(site, |&(_, first)| first)
+    }
+
+    /// Call site of a site.
+    pub fn call_site(&self, index: usize, site: &Site) -> u64 {
+        self.located.get(&index).map_or(site.call_site, |&(call_site, _)| call_site)
     }
 
     /// Number of slots.
@@ -91,9 +158,8 @@ impl SiteTable {
         for shard in 0..self.shards {
             let cell = self.counters.read(shard * self.sites.len() + site);
             sum.allocated += cell.allocated;
-            sum.unsampled += cell.unsampled;
+            sum.untracked += cell.untracked;
             sum.implicit_frees += cell.implicit_frees;
-            sum.overflowed += cell.overflowed;
             sum.freed += cell.freed.iter().sum::<u64>();
             for (total, count) in sum.lifetimes.iter_mut().zip(cell.lifetimes) {
                 *total += count;
@@ -105,7 +171,12 @@ impl SiteTable {
     /// Notes where every site stands at a tick.
     pub fn update(&mut self, seconds: f64) -> Tick {
         let mut tick = Tick::default();
-        let used: Vec<_> = self.used().map(|(index, site)| (index, site.family)).collect();
+        let used: Vec<_> = self
+            .used()
+            .filter(|(_, site)| site.flags & SITE_IGNORED == 0)
+            .map(|(index, site)| (index, site.family))
+            .collect();
+        let mut live_of: FxHashMap<usize, f64> = FxHashMap::default();
         for (index, family) in used {
             let sum = self.sum(index);
             let freed = sum.freed;
@@ -117,9 +188,12 @@ impl SiteTable {
             let raw = sum.raw();
             let live = memory.epoch.tracked_live(&raw);
             let estimate = memory.epoch.estimate(&raw, live, live);
-            memory.series.push(seconds, estimate);
             tick.allocated += sum.allocated;
             tick.live += estimate as u64;
+            *live_of.entry(self.first(index)).or_default() += estimate;
+        }
+        for (index, live) in live_of {
+            self.memory.entry(index).or_default().series.push(seconds, live);
         }
         tick
     }
@@ -189,6 +263,7 @@ impl SiteTable {
     pub fn admit(&self, admits: impl Fn(&str) -> bool, min_size: u32, max_size: u32) {
         for (index, site) in self.used() {
             if site.flags & SITE_IGNORED != 0
+                && site.cache != 0
                 && (min_size..=max_size).contains(&site.object_size)
                 && admits(&names::cache_name(&site, true))
             {

@@ -45,10 +45,12 @@ const FASTEST_ALLOCATION_NS: u64 = 200;
 /// Looking at the tables more often than this would cost more than it saves.
 const RELIEF_INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(1);
+/// Modules' code and events, and what probed functions were called with.
+const MODULE_BYTES: u64 = 256 * 64 + 32 * 16 + 16 * 128 + 1_024 * 96;
 /// The ring buffer of the programs' messages.
 const LOG_BYTES: u64 = 1 << 17;
 /// The buffers in which each CPU captures stacks.
-const SCRATCH_BYTES: u64 = 4 * 512;
+const SCRATCH_BYTES: u64 = 8 * 512;
 
 impl Sizes {
     /// Chooses sizes for a machine.
@@ -106,6 +108,7 @@ impl Sizes {
             + u64::from(self.sites) * size_of::<Site>() as u64
             + u64::from(self.stacks) * size_of::<StackRecord>() as u64
             + TASK_BYTES
+            + MODULE_BYTES
             + LOG_BYTES
             + self.per_cpu_bytes()
     }
@@ -136,10 +139,10 @@ mod tests {
 
     #[test]
     fn per_cpu_parts_are_bounded() {
-        // 256 CPUs: 32 shards of 16,384 sites x 256 bytes are 128 MiB, and 256 x 2,112 bytes half a MiB.
+        // 256 CPUs: 32 shards of 16,384 sites x 256 bytes are 128 MiB, and 256 x 4,160 bytes one MiB.
         let sizes = Sizes::choose(&machine(256, 512.0), None).unwrap();
         assert_eq!(sizes.shards, 32);
-        assert_eq!(sizes.per_cpu_bytes(), (128 << 20) + 256 * 2_112);
+        assert_eq!(sizes.per_cpu_bytes(), (128 << 20) + 256 * 4_160);
         for cpus in [1, 2, 7, 64, 255, 256, 1_024, 8_192] {
             let sizes = Sizes::choose(&machine(cpus, 512.0), None).unwrap();
             assert!(sizes.per_cpu_bytes() <= 256 << 20, "{cpus} CPUs: {}", sizes.per_cpu_bytes());

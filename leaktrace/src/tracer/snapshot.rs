@@ -1,34 +1,34 @@
 //! The last look: everything that analysis needs, as plain values.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use leaktrace_common::{FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED};
-use rustc_hash::FxHashMap;
+use leaktrace_common::{
+    Control, FAMILY_PAGE, FAMILY_PERCPU, FAMILY_UNKNOWN_FREE, FAMILY_VMALLOC, LIFETIME_CLASSES, Payload,
+    SITE_IGNORED, Site,
+};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     Tracer,
     cost::ProgramCost,
-    hooks::Hook,
     monotonic_ns, names,
-    scan::{self, LiveObject},
+    programs::HookState,
+    scan::{self, LiveObject, Question},
     series::Series,
+    sites::Sum,
     sizes::Sizes,
+    watch::Stay,
 };
+use crate::proc::kpageflags;
 
 /// Distinct stacks reported for one site, the most frequent ones.
 const STACKS_PER_SITE: usize = 16;
 /// Processes reported for one site, likewise.
 const TASKS_PER_SITE: usize = 16;
-
-/// A hook, and why it is not attached, if it is not.
-#[derive(Clone, Debug)]
-pub struct HookState {
-    /// The hook.
-    pub hook: Hook,
-    /// The kernel's refusal.
-    pub error: Option<String>,
-}
 
 /// What was missed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,11 +74,13 @@ pub struct TaskShare {
 pub struct SiteRecord {
     /// Return address in the allocating code; 0 for the events that did not fit the site table.
     pub call_site: u64,
-    /// `kmalloc`, `kmalloc-large` or `kmem_cache`.
+    /// `kmalloc`, `kmalloc-large`, `kmem_cache`, `page`, `vmalloc` or `percpu`.
     pub family: &'static str,
-    /// Name of the slab cache.
+    /// Name of the slab cache, or what stands for it.
     pub cache: String,
-    /// Bytes that an object takes.
+    /// Whether it is of slab.
+    pub is_slab: bool,
+    /// Bytes that an object takes; of objects of many sizes those of the live ones on average.
     pub object_size: u32,
     /// Allocations.
     pub allocated: u64,
@@ -90,8 +92,12 @@ pub struct SiteRecord {
     pub live: u64,
     /// Tracked live objects: what lists and shares below are of.
     pub tracked_live: u64,
+    /// Bytes of the live objects, scaled.
+    pub live_bytes: u64,
     /// Live objects older than the minimum age, scaled.
     pub survivors: u64,
+    /// Their bytes, scaled.
+    pub survivor_bytes: u64,
     /// Age of the oldest live object in seconds.
     pub oldest_s: f64,
     /// Seen frees by lifetime.
@@ -104,6 +110,25 @@ pub struct SiteRecord {
     pub stacks: Vec<StackShare>,
     /// The oldest live objects.
     pub objects: Vec<LiveObject>,
+}
+
+/// Objects that live and that are older than the removal of a watched module.
+#[derive(Clone, Debug)]
+pub struct Left {
+    /// Index of the last stay that had ended when they were older than its end; see [`Snapshot::stays`].
+    pub stay: usize,
+    /// `kmalloc`, `kmem_cache` and so on.
+    pub family: &'static str,
+    /// Name of the slab cache, or what stands for it.
+    pub cache: String,
+    /// Return addresses, the call site first.
+    pub frames: Vec<u64>,
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Frees of its site that were not seen when they happened.
+    pub implicit_frees: u64,
 }
 
 /// Everything that was seen.
@@ -123,8 +148,20 @@ pub struct Snapshot {
     pub lost: Lost,
     /// The hooks.
     pub hooks: Vec<HookState>,
-    /// What each program cost while it was measured.
-    pub costs: Vec<(&'static str, ProgramCost)>,
+    /// What each program cost while it was measured, and the events that it missed.
+    pub costs: Vec<(&'static str, ProgramCost, u64)>,
+    /// Watched modules.
+    pub modules: Vec<String>,
+    /// Their stays in the kernel.
+    pub stays: Vec<Stay>,
+    /// Monotonic time of the start.
+    pub started_ns: u64,
+    /// What removed modules left.
+    pub left: Vec<Left>,
+    /// Module events that were not seen.
+    pub module_events_missed: u64,
+    /// Why the uses of pages are not known, if they are not.
+    pub page_uses_error: Option<String>,
     /// Seconds that were measured.
     pub measured_s: f64,
     /// Sizes of the tables.
@@ -146,24 +183,31 @@ pub(super) fn take(
     let begun = Instant::now();
     let now = monotonic_ns();
     let control = tracer.control.read(0);
-    let born_before = now.saturating_sub(tracer.settings.min_age.as_nanos() as u64);
     let overflow = tracer.overflowed()?;
-    let (counts, mut details) = scan::detail(&tracer.live, &overflow, tracer.sites.len(), born_before);
+    let (excluded, page_uses_error) = pages_of_others(tracer, &control, &overflow);
+    let removals: Vec<u64> = ended(tracer.watch.stays()).map(|(_, removed)| removed).collect();
+    let question = Question {
+        born_before_ns: now.saturating_sub(tracer.settings.min_age.as_nanos() as u64),
+        excluded: Some(&excluded),
+        removals_ns: &removals,
+    };
+    let (counts, mut details) = scan::detail(&tracer.live, &overflow, tracer.sites.len(), &question);
     let tasks = names::read_tasks(&tracer.ebpf)?;
-    let (mut by_task, mut by_stack) = split_groups(&details.groups);
     let trusted = control.page_lookups_wrong == 0;
-    let used: Vec<_> = tracer.sites.used().collect();
-    let mut unknown_frees: FxHashMap<String, u64> = FxHashMap::default();
-    let mut sites = Vec::new();
     let mut lost = Lost {
         recursion_misses: costs.iter().map(|(_, _, misses)| misses).sum(),
+        live_overflow: control.overflow_lost,
         stack_overflow: control.stacks_full,
         stacks_failed: control.stacks_failed,
         site_overflow: control.sites_full,
         unknown_caches: control.cache_unknown,
         ..Lost::default()
     };
-    for (index, site) in used {
+    let mut unknown_frees: FxHashMap<String, u64> = FxHashMap::default();
+    // Sites by the first one of their call site, in the order of the table.
+    let mut groups: Vec<(usize, Vec<(usize, Site, Sum)>)> = Vec::new();
+    let mut group_of: FxHashMap<usize, usize> = FxHashMap::default();
+    for (index, site) in tracer.sites.used().collect::<Vec<_>>() {
         let sum = tracer.sites.sum(index);
         if site.family == FAMILY_UNKNOWN_FREE {
             // A free by kfree finds its cache by the page, so it is as trusted as that.
@@ -171,51 +215,54 @@ pub(super) fn take(
             *unknown_frees.entry(name).or_default() += tracer.sites.unknown_frees(index, &sum);
             continue;
         }
-        lost.live_overflow += sum.overflowed;
         lost.implicit_frees += sum.implicit_frees;
         if sum.allocated == 0 || site.flags & SITE_IGNORED != 0 {
             continue;
         }
-        let count = counts[index];
-        let live = tracer.sites.estimate(index, &sum, count.objects, count.objects);
-        let id = index as u32;
-        sites.push(SiteRecord {
-            call_site: site.call_site,
-            family: names::family_name(site.family),
-            cache: if index == 0 {
-                "(site table full)".to_owned()
-            } else {
-                names::cache_name(&site, trusted)
-            },
-            object_size: site.object_size,
-            allocated: sum.allocated,
-            freed: if sum.raw().untracked == 0 && control.sample_shift == 0 {
-                sum.raw().freed
-            } else {
-                sum.allocated - live
-            },
-            implicit_frees: sum.implicit_frees,
-            live,
-            tracked_live: count.objects,
-            survivors: tracer.sites.estimate(index, &sum, count.objects, count.survivors),
-            oldest_s: if count.oldest_ns == 0 {
-                0.0
-            } else {
-                now.saturating_sub(count.oldest_ns) as f64 / 1e9
-            },
-            lifetimes: sum.lifetimes,
-            series: tracer.sites.series(index),
-            tasks: task_shares(by_task.remove(&id).unwrap_or_default(), &tasks),
-            stacks: largest(by_stack.remove(&id).unwrap_or_default(), STACKS_PER_SITE)
-                .into_iter()
-                .filter(|&(stack, _)| stack != 0)
-                .map(|(stack, objects)| StackShare {
-                    objects,
-                    frames: names::read_stack(&tracer.stacks, stack, site.call_site),
-                })
-                .collect(),
-            objects: details.oldest.remove(&id).unwrap_or_default(),
+        let first = tracer.sites.first(index);
+        let group = *group_of.entry(first).or_insert_with(|| {
+            groups.push((first, Vec::new()));
+            groups.len() - 1
         });
+        groups[group].1.push((index, site, sum));
+    }
+    let left = left_behind(tracer, &details, trusted);
+    let (mut by_task, mut by_stack) = split_groups(&details.groups);
+    let mut sites = Vec::new();
+    for (first, members) in groups {
+        let mut record = SiteRecord { series: tracer.sites.series(first), ..SiteRecord::default() };
+        let (mut tasks_of, mut stacks_of) = (FxHashMap::default(), FxHashMap::default());
+        for (index, site, sum) in &members {
+            let id = *index as u32;
+            let passed_over = details.excluded.get(&id).copied().unwrap_or(0);
+            add_member(&mut record, tracer, (*index, site, sum), counts[*index], passed_over, now);
+            merge(&mut tasks_of, by_task.remove(&id));
+            merge(&mut stacks_of, by_stack.remove(&id));
+            record.objects.extend(details.oldest.remove(&id).unwrap_or_default());
+        }
+        let (_, site, _) = &members[0];
+        record.call_site = tracer.sites.call_site(first, site);
+        record.family = names::family_name(site.family);
+        record.is_slab = is_slab(site.family);
+        record.cache =
+            if first == 0 { "(site table full)".to_owned() } else { names::cache_name(site, trusted) };
+        record.object_size = if site.object_size == 0 && record.live > 0 {
+            (record.live_bytes / record.live) as u32
+        } else {
+            site.object_size
+        };
+        record.objects.sort_unstable_by_key(|object| object.time_ns);
+        record.objects.truncate(scan::OBJECTS_PER_SITE);
+        record.tasks = task_shares(tasks_of, &tasks);
+        record.stacks = largest(stacks_of, STACKS_PER_SITE)
+            .into_iter()
+            .filter(|&(stack, _)| stack != 0)
+            .map(|(stack, objects)| StackShare {
+                objects,
+                frames: names::read_stack(&tracer.stacks, stack, record.call_site),
+            })
+            .collect();
+        sites.push(record);
     }
     Ok(Snapshot {
         duration,
@@ -224,14 +271,136 @@ pub(super) fn take(
         unknown_frees,
         sampling: 1 << control.sample_shift,
         lost,
-        hooks: std::mem::take(&mut tracer.attached),
-        costs: costs.into_iter().map(|(name, cost, _)| (name, cost)).collect(),
+        hooks: tracer.programs.take_hooks(),
+        costs,
+        modules: tracer.settings.modules.clone(),
+        stays: tracer.watch.stays().to_vec(),
+        started_ns: now.saturating_sub(tracer.started.elapsed().as_nanos() as u64),
+        left,
+        module_events_missed: tracer.watch.missed(),
+        page_uses_error,
         measured_s: tracer.meter.measured_s(),
         sizes: tracer.sizes.clone(),
         page_lookup: trusted && control.page_lookups_right > 0,
         taken_ns: now,
         slowest_scan: tracer.slowest_scan.max(begun.elapsed()),
     })
+}
+
+fn is_slab(family: u32) -> bool {
+    !matches!(family, FAMILY_PAGE | FAMILY_VMALLOC | FAMILY_PERCPU)
+}
+
+/// Adds one of the sites that are reported as one.
+fn add_member(
+    record: &mut SiteRecord,
+    tracer: &Tracer,
+    (index, site, sum): (usize, &Site, &Sum),
+    count: scan::SiteLive,
+    passed_over: u64,
+    now: u64,
+) {
+    let tracked = count.objects + passed_over;
+    let estimate = |part| tracer.sites.estimate(index, sum, tracked, part);
+    let live = estimate(count.objects);
+    let survivors = estimate(count.survivors);
+    // Slab objects take what their cache gives, whatever was asked for.
+    let bytes = |objects: u64, seen: u64, seen_bytes: u64| {
+        if is_slab(site.family) {
+            objects * u64::from(site.object_size)
+        } else if seen == 0 {
+            seen_bytes
+        } else {
+            (seen_bytes as f64 * objects as f64 / seen as f64).round() as u64
+        }
+    };
+    record.allocated += sum.allocated;
+    record.freed += if sum.raw().untracked == 0 && tracer.sample_shift() == 0 {
+        sum.raw().freed
+    } else {
+        sum.allocated - live.min(sum.allocated)
+    };
+    record.implicit_frees += sum.implicit_frees;
+    record.live += live;
+    record.live_bytes += bytes(live, count.objects, count.bytes);
+    record.tracked_live += count.objects;
+    record.survivors += survivors;
+    record.survivor_bytes += bytes(survivors, count.survivors, count.survivor_bytes);
+    if count.oldest_ns != 0 {
+        record.oldest_s = record.oldest_s.max(now.saturating_sub(count.oldest_ns) as f64 / 1e9);
+    }
+    for (total, count) in record.lifetimes.iter_mut().zip(sum.lifetimes) {
+        *total += count;
+    }
+}
+
+fn merge(into: &mut FxHashMap<u32, u64>, from: Option<FxHashMap<u32, u64>>) {
+    for (id, objects) in from.unwrap_or_default() {
+        *into.entry(id).or_default() += objects;
+    }
+}
+
+/// Stays that have ended, by when they ended.
+fn ended(stays: &[Stay]) -> impl Iterator<Item = (usize, u64)> {
+    let mut ended: Vec<_> =
+        stays.iter().enumerate().filter_map(|(index, stay)| Some((index, stay.removed_ns?))).collect();
+    ended.sort_unstable_by_key(|&(_, removed)| removed);
+    ended.into_iter()
+}
+
+/// What lives and is older than the removal of a watched module. An object is given to the first
+/// module that was removed after it was allocated: whose it is, the frames tell.
+fn left_behind(tracer: &Tracer, details: &scan::Details, trusted: bool) -> Vec<Left> {
+    let stays: Vec<_> = ended(tracer.watch.stays()).collect();
+    let mut left = Vec::new();
+    for (&(index, stack, later), &(objects, bytes)) in &details.left {
+        let site_index = index as usize;
+        let Some(&(stay, _)) = stays.get(later) else { continue };
+        let Some((_, site)) = tracer.sites.used().find(|&(used, _)| used == site_index) else { continue };
+        if site.flags & SITE_IGNORED != 0 {
+            continue;
+        }
+        let bytes = if is_slab(site.family) { objects * u64::from(site.object_size) } else { bytes };
+        left.push(Left {
+            stay,
+            family: names::family_name(site.family),
+            cache: names::cache_name(&site, trusted),
+            frames: names::read_stack(&tracer.stacks, stack, tracer.sites.call_site(site_index, &site)),
+            objects,
+            bytes,
+            implicit_frees: tracer.sites.sum(site_index).implicit_frees,
+        });
+    }
+    left
+}
+
+/// Addresses of tracked pages that are slab, a user's, of the page cache or free by now, and why
+/// that is not known, if it is not.
+fn pages_of_others(
+    tracer: &Tracer,
+    control: &Control,
+    overflow: &[(u64, Payload)],
+) -> (FxHashSet<u64>, Option<String>) {
+    let pages: FxHashSet<u32> = tracer
+        .sites
+        .used()
+        .filter(|(_, site)| site.family == FAMILY_PAGE)
+        .map(|(index, _)| index as u32)
+        .collect();
+    if pages.is_empty() {
+        return (FxHashSet::default(), None);
+    }
+    let each = u64::from(tracer.page_struct);
+    if each == 0 || control.vmemmap == 0 {
+        return (FxHashSet::default(), Some("the place of struct page is not known".to_owned()));
+    }
+    let addresses = scan::addresses(&tracer.live, overflow, |site| pages.contains(&site));
+    let mut frames: Vec<u64> =
+        addresses.iter().filter(|&&page| page >= control.vmemmap).map(|page| (page - control.vmemmap) / each).collect();
+    match kpageflags::not_a_drivers(Path::new("/"), &mut frames) {
+        Ok(others) => (others.into_iter().map(|frame| control.vmemmap + frame * each).collect(), None),
+        Err(error) => (FxHashSet::default(), Some(format!("{error:#}"))),
+    }
 }
 
 /// Objects by task and by stack, for each site.

@@ -10,25 +10,25 @@
 
 static struct page *mapped[4];
 
-static void *page_get(void) { return alloc_page(GFP_KERNEL); }
-static void page_put(void *object) { __free_page(object); }
+static __always_inline void *page_get(void) { return alloc_page(GFP_KERNEL); }
+static __always_inline void page_put(void *object) { __free_page(object); }
 PATH(page)
 
-static void *free_pages_get(void) { return (void *)__get_free_pages(GFP_KERNEL, 2); }
-static void free_pages_put(void *object) { free_pages((unsigned long)object, 2); }
+static __always_inline void *free_pages_get(void) { return (void *)__get_free_pages(GFP_KERNEL, 2); }
+static __always_inline void free_pages_put(void *object) { free_pages((unsigned long)object, 2); }
 PATH(free_pages)
 
-static void *compound_get(void) { return alloc_pages(GFP_KERNEL | __GFP_COMP, 3); }
-static void compound_put(void *object) { __free_pages(object, 3); }
+static __always_inline void *compound_get(void) { return alloc_pages(GFP_KERNEL | __GFP_COMP, 3); }
+static __always_inline void compound_put(void *object) { __free_pages(object, 3); }
 PATH(compound)
 
 /* Three of four pages: the last one goes back at once. */
-static void *exact_get(void) { return alloc_pages_exact(3 * PAGE_SIZE, GFP_KERNEL); }
-static void exact_put(void *object) { free_pages_exact(object, 3 * PAGE_SIZE); }
+static __always_inline void *exact_get(void) { return alloc_pages_exact(3 * PAGE_SIZE, GFP_KERNEL); }
+static __always_inline void exact_put(void *object) { free_pages_exact(object, 3 * PAGE_SIZE); }
 PATH(exact)
 
 /* Four pages that are freed one by one, the first one not first. */
-static void *split_get(void)
+static __always_inline void *split_get(void)
 {
 	struct page *page = alloc_pages(GFP_KERNEL, 2);
 
@@ -36,7 +36,7 @@ static void *split_get(void)
 		split_page(page, 2);
 	return page;
 }
-static void split_put(void *object)
+static __always_inline void split_put(void *object)
 {
 	struct page *page = object;
 
@@ -76,20 +76,20 @@ static noinline int batch_balanced(unsigned int n)
 	return 0;
 }
 
-static void *vmalloc_get(void) { return vmalloc(3 * PAGE_SIZE); }
-static void vmalloc_put(void *object) { vfree(object); }
+static __always_inline void *vmalloc_get(void) { return vmalloc(3 * PAGE_SIZE); }
+static __always_inline void vmalloc_put(void *object) { vfree(object); }
 PATH(vmalloc)
 
-static void *vzalloc_get(void) { return vzalloc(2 * PAGE_SIZE); }
-static void vzalloc_put(void *object) { vfree(object); }
+static __always_inline void *vzalloc_get(void) { return vzalloc(2 * PAGE_SIZE); }
+static __always_inline void vzalloc_put(void *object) { vfree(object); }
 PATH(vzalloc)
 
-static void *vmap_get(void) { return vmap(mapped, ARRAY_SIZE(mapped), VM_MAP, PAGE_KERNEL); }
-static void vmap_put(void *object) { vunmap(object); }
+static __always_inline void *vmap_get(void) { return vmap(mapped, ARRAY_SIZE(mapped), VM_MAP, PAGE_KERNEL); }
+static __always_inline void vmap_put(void *object) { vunmap(object); }
 PATH(vmap)
 
-static void *percpu_get(void) { return (void __force *)__alloc_percpu(96, 8); }
-static void percpu_put(void *object) { free_percpu((void __percpu __force *)object); }
+static __always_inline void *percpu_get(void) { return (void __force *)__alloc_percpu(96, 8); }
+static __always_inline void percpu_put(void *object) { free_percpu((void __percpu __force *)object); }
 PATH(percpu)
 
 const struct leak_path page_paths[] = {

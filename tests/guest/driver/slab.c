@@ -21,86 +21,86 @@ struct counted {
 
 static struct kmem_cache *cache, *rcu_cache;
 
-static void *kmalloc_get(void) { return kmalloc(SIZE, GFP_KERNEL); }
-static void kmalloc_put(void *object) { kfree(object); }
+static __always_inline void *kmalloc_get(void) { return kmalloc(SIZE, GFP_KERNEL); }
+static __always_inline void kmalloc_put(void *object) { kfree(object); }
 PATH(kmalloc)
 
-static void *kmalloc_on_node_get(void) { return kmalloc_node(SIZE, GFP_KERNEL, numa_mem_id()); }
-static void kmalloc_on_node_put(void *object) { kfree(object); }
+static __always_inline void *kmalloc_on_node_get(void) { return kmalloc_node(SIZE, GFP_KERNEL, numa_mem_id()); }
+static __always_inline void kmalloc_on_node_put(void *object) { kfree(object); }
 PATH(kmalloc_on_node)
 
-static void *track_caller_get(void) { return kmalloc_track_caller(SIZE, GFP_KERNEL); }
-static void track_caller_put(void *object) { kfree(object); }
+static __always_inline void *track_caller_get(void) { return kmalloc_track_caller(SIZE, GFP_KERNEL); }
+static __always_inline void track_caller_put(void *object) { kfree(object); }
 PATH(track_caller)
 
-static void *large_get(void) { return kmalloc(5 * PAGE_SIZE, GFP_KERNEL); }
-static void large_put(void *object) { kfree(object); }
+static __always_inline void *large_get(void) { return kmalloc(5 * PAGE_SIZE, GFP_KERNEL); }
+static __always_inline void large_put(void *object) { kfree(object); }
 PATH(large)
 
-static void *krealloc_in_place_get(void)
+static __always_inline void *krealloc_in_place_get(void)
 {
 	void *object = kmalloc(SIZE - 60, GFP_KERNEL);
 
 	return object ? krealloc(object, SIZE - 20, GFP_KERNEL) : NULL;
 }
-static void krealloc_in_place_put(void *object) { kfree(object); }
+static __always_inline void krealloc_in_place_put(void *object) { kfree(object); }
 PATH(krealloc_in_place)
 
-static void *krealloc_moved_get(void)
+static __always_inline void *krealloc_moved_get(void)
 {
 	void *object = kmalloc(60, GFP_KERNEL);
 
 	return object ? krealloc(object, 900, GFP_KERNEL) : NULL;
 }
-static void krealloc_moved_put(void *object) { kfree(object); }
+static __always_inline void krealloc_moved_put(void *object) { kfree(object); }
 PATH(krealloc_moved)
 
-static void *kvmalloc_small_get(void) { return kvmalloc(SIZE, GFP_KERNEL); }
-static void kvmalloc_small_put(void *object) { kvfree(object); }
+static __always_inline void *kvmalloc_small_get(void) { return kvmalloc(SIZE, GFP_KERNEL); }
+static __always_inline void kvmalloc_small_put(void *object) { kvfree(object); }
 PATH(kvmalloc_small)
 
 /* Above the largest kmalloc on every kernel, so this is vmalloc's. */
-static void *kvmalloc_large_get(void) { return kvmalloc(5 << 20, GFP_KERNEL); }
-static void kvmalloc_large_put(void *object) { kvfree(object); }
+static __always_inline void *kvmalloc_large_get(void) { return kvmalloc(5 << 20, GFP_KERNEL); }
+static __always_inline void kvmalloc_large_put(void *object) { kvfree(object); }
 PATH(kvmalloc_large)
 
-static void *sensitive_get(void) { return kmalloc(SIZE, GFP_KERNEL); }
-static void sensitive_put(void *object) { kfree_sensitive(object); }
+static __always_inline void *sensitive_get(void) { return kmalloc(SIZE, GFP_KERNEL); }
+static __always_inline void sensitive_put(void *object) { kfree_sensitive(object); }
 PATH(sensitive)
 
-static void *memdup_get(void)
+static __always_inline void *memdup_get(void)
 {
 	static const char text[SIZE] = "copied";
 
 	return kmemdup(text, SIZE, GFP_KERNEL);
 }
-static void memdup_put(void *object) { kfree(object); }
+static __always_inline void memdup_put(void *object) { kfree(object); }
 PATH(memdup)
 
-static void *cache_get(void) { return kmem_cache_alloc(cache, GFP_KERNEL); }
-static void cache_put(void *object) { kmem_cache_free(cache, object); }
+static __always_inline void *cache_get(void) { return kmem_cache_alloc(cache, GFP_KERNEL); }
+static __always_inline void cache_put(void *object) { kmem_cache_free(cache, object); }
 PATH(cache)
 
-static void *cache_on_node_get(void) { return kmem_cache_alloc_node(cache, GFP_KERNEL, numa_mem_id()); }
-static void cache_on_node_put(void *object) { kmem_cache_free(cache, object); }
+static __always_inline void *cache_on_node_get(void) { return kmem_cache_alloc_node(cache, GFP_KERNEL, numa_mem_id()); }
+static __always_inline void cache_on_node_put(void *object) { kmem_cache_free(cache, object); }
 PATH(cache_on_node)
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 18, 0)
-static void *cache_lru_get(void) { return kmem_cache_alloc_lru(cache, NULL, GFP_KERNEL); }
-static void cache_lru_put(void *object) { kmem_cache_free(cache, object); }
+static __always_inline void *cache_lru_get(void) { return kmem_cache_alloc_lru(cache, NULL, GFP_KERNEL); }
+static __always_inline void cache_lru_put(void *object) { kmem_cache_free(cache, object); }
 PATH(cache_lru)
 #endif
 
-static void *freed_by_kfree_get(void) { return kmem_cache_alloc(cache, GFP_KERNEL); }
-static void freed_by_kfree_put(void *object) { kfree(object); }
+static __always_inline void *freed_by_kfree_get(void) { return kmem_cache_alloc(cache, GFP_KERNEL); }
+static __always_inline void freed_by_kfree_put(void *object) { kfree(object); }
 PATH(freed_by_kfree)
 
-static void *typesafe_get(void) { return kmem_cache_alloc(rcu_cache, GFP_KERNEL); }
-static void typesafe_put(void *object) { kmem_cache_free(rcu_cache, object); }
+static __always_inline void *typesafe_get(void) { return kmem_cache_alloc(rcu_cache, GFP_KERNEL); }
+static __always_inline void typesafe_put(void *object) { kmem_cache_free(rcu_cache, object); }
 PATH(typesafe)
 
-static void *rcu_two_get(void) { return kmalloc(sizeof(struct counted), GFP_KERNEL); }
-static void rcu_two_put(void *object)
+static __always_inline void *rcu_two_get(void) { return kmalloc(sizeof(struct counted), GFP_KERNEL); }
+static __always_inline void rcu_two_put(void *object)
 {
 	struct counted *counted = object;
 
@@ -108,12 +108,12 @@ static void rcu_two_put(void *object)
 }
 PATH(rcu_two)
 
-static void *rcu_one_get(void) { return kmalloc(SIZE, GFP_KERNEL); }
-static void rcu_one_put(void *object) { kfree_rcu_mightsleep(object); }
+static __always_inline void *rcu_one_get(void) { return kmalloc(SIZE, GFP_KERNEL); }
+static __always_inline void rcu_one_put(void *object) { kfree_rcu_mightsleep(object); }
 PATH(rcu_one)
 
-static void *rcu_cached_get(void) { return kmem_cache_alloc(cache, GFP_KERNEL); }
-static void rcu_cached_put(void *object)
+static __always_inline void *rcu_cached_get(void) { return kmem_cache_alloc(cache, GFP_KERNEL); }
+static __always_inline void rcu_cached_put(void *object)
 {
 	struct counted *counted = object;
 
@@ -121,8 +121,8 @@ static void rcu_cached_put(void *object)
 }
 PATH(rcu_cached)
 
-static void *vrcu_two_get(void) { return vmalloc(3 * PAGE_SIZE); }
-static void vrcu_two_put(void *object)
+static __always_inline void *vrcu_two_get(void) { return vmalloc(3 * PAGE_SIZE); }
+static __always_inline void vrcu_two_put(void *object)
 {
 	struct counted *counted = object;
 
@@ -130,17 +130,17 @@ static void vrcu_two_put(void *object)
 }
 PATH(vrcu_two)
 
-static void *vrcu_one_get(void) { return vmalloc(3 * PAGE_SIZE); }
-static void vrcu_one_put(void *object) { kvfree_rcu_mightsleep(object); }
+static __always_inline void *vrcu_one_get(void) { return vmalloc(3 * PAGE_SIZE); }
+static __always_inline void vrcu_one_put(void *object) { kvfree_rcu_mightsleep(object); }
 PATH(vrcu_one)
 
-static void *packet_get(void) { return alloc_skb(SIZE, GFP_KERNEL); }
-static void packet_put(void *object) { kfree_skb(object); }
+static __always_inline void *packet_get(void) { return alloc_skb(SIZE, GFP_KERNEL); }
+static __always_inline void packet_put(void *object) { kfree_skb(object); }
 PATH(packet)
 
 /* What NAPI drivers do with a packet they have sent: the head goes to a cache of its CPU. */
-static void *napi_get(void) { return alloc_skb(SIZE, GFP_KERNEL); }
-static void napi_put(void *object)
+static __always_inline void *napi_get(void) { return alloc_skb(SIZE, GFP_KERNEL); }
+static __always_inline void napi_put(void *object)
 {
 	local_bh_disable();
 	napi_consume_skb(object, 1);
@@ -149,7 +149,7 @@ static void napi_put(void *object)
 PATH(napi)
 
 /* Objects that are allocated or freed many at a time. */
-static int in_bulk(unsigned int n, bool get_in_bulk, bool free)
+static __always_inline int in_bulk(unsigned int n, bool get_in_bulk, bool free)
 {
 	void *held[HELD];
 	unsigned int i, some;
@@ -242,7 +242,7 @@ static noinline int kfree_bulk_balanced(unsigned int n)
 }
 
 /* A cache of its own that is destroyed; with objects left, it cannot be and is left behind, too. */
-static int in_own_cache(unsigned int n, bool free)
+static __always_inline int in_own_cache(unsigned int n, bool free)
 {
 	struct kmem_cache *own = kmem_cache_create("leakdrv_own", 328, 0, 0, NULL);
 	unsigned int i, some;

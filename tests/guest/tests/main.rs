@@ -1,5 +1,40 @@
-//! What is tested in a guest.
+//! What is tested in a guest: leaktrace on its kernel, against a driver whose truth is known.
 
-fn main() {
-    println!("hello");
+mod driver;
+mod paths;
+mod trace;
+
+use std::{fs, process::ExitCode};
+
+use anyhow::Result;
+
+/// A test: its name, and what it does; true when it is right.
+type Test = (&'static str, fn() -> Result<bool>);
+
+const TESTS: [Test; 3] = [
+    ("every path, by fentry", || paths::test(paths::Hooked::Fentry)),
+    ("every path, by kprobes", || paths::test(paths::Hooked::Kprobe)),
+    ("every path, without either", || paths::test(paths::Hooked::Not)),
+];
+
+fn main() -> ExitCode {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let only = std::env::args().nth(1);
+    let (mut passed, mut failed) = (0, 0);
+    for (name, test) in TESTS {
+        if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            continue;
+        }
+        println!("guest {}: {name}", kernel.trim());
+        match test() {
+            Ok(true) => passed += 1,
+            Ok(false) => failed += 1,
+            Err(error) => {
+                println!("  {error:#}");
+                failed += 1;
+            }
+        }
+    }
+    println!("test result: {}. {passed} passed; {failed} failed", if failed == 0 { "ok" } else { "FAILED" });
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -26,6 +26,9 @@ use crate::{
     run::{cargo, check, target},
 };
 
+/// The program that tests leaktrace in a guest.
+const TESTS: &str = "guest-tests";
+
 /// Options of `cargo xtask vm`.
 #[derive(Args)]
 pub(crate) struct VmArgs {
@@ -115,7 +118,7 @@ pub(crate) fn test(offline: bool, mut seen: impl FnMut(&str)) -> Result<bool> {
     let mut passed = true;
     for kernel in &KERNELS {
         eprintln!("test: guest with {}", kernel.name);
-        match guest.run(kernel, &["guest-tests"], |line| {
+        match guest.run(kernel, &[TESTS], |line| {
             qemu::print(line);
             seen(line);
         }) {
@@ -180,7 +183,7 @@ impl Programs {
             check(Command::new("objcopy").arg("--strip-debug").arg(built.join(name)).arg(&place))?;
             Ok(place)
         };
-        Ok(Self { init: strip("guest-init")?, leaktrace: strip("leaktrace")?, tests: strip("guest-tests")? })
+        Ok(Self { init: strip("guest-init")?, leaktrace: strip("leaktrace")?, tests: strip(TESTS)? })
     }
 }
 
@@ -224,8 +227,10 @@ impl Guest<'_> {
         }
         archive.file("init", &self.programs.init)?;
         archive.file("guest/leaktrace", &self.programs.leaktrace)?;
-        archive.file("guest/guest-tests", &self.programs.tests)?;
-        archive.file("guest/driver.ko", driver)?;
+        archive.file(&format!("guest/{TESTS}"), &self.programs.tests)?;
+        // The tests load it themselves.
+        let driver_name = if command == [TESTS] { "guest/leakdrv.ko" } else { "guest/driver.ko" };
+        archive.file(driver_name, driver)?;
         archive.text("guest/driver.parameters", self.driver_parameters);
         archive.text("guest/command", &command.join("\n"));
         for file in self.files {

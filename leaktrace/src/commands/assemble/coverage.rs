@@ -4,7 +4,10 @@ use super::{Checks, Judged, Surroundings};
 use crate::{
     analysis::crosscheck::Agreement,
     report::model::{BlindSpot, Coverage, HookReport, LostReport, Overhead, ProgramReport},
-    tracer::{Snapshot, hooks},
+    tracer::{
+        Snapshot,
+        hooks::{self, Family},
+    },
 };
 
 pub(super) fn coverage(
@@ -21,7 +24,7 @@ pub(super) fn coverage(
             .map(|state| HookReport {
                 name: state.hook.name,
                 path: state.hook.path,
-                mechanism: hooks::MECHANISM,
+                mechanism: state.mechanism(),
                 attached: state.error.is_none(),
                 error: state.error.clone(),
             })
@@ -57,9 +60,18 @@ fn blind_spots(
             .map(|(name, _)| name.clone())
             .collect::<Vec<_>>()
     };
-    let [frees, allocations] = hooks::UNSEEN;
-    spot(frees.path, frees.effect, with(Agreement::Contradicts));
-    spot(allocations.path, allocations.effect, with(Agreement::MoreInSlabinfo));
+    for state in snapshot.hooks.iter().filter(|state| state.error.is_some()) {
+        let caches = match state.hook.family {
+            Some(Family::Slab) if state.hook.frees => with(Agreement::Contradicts),
+            Some(Family::Slab) => with(Agreement::MoreInSlabinfo),
+            _ => Vec::new(),
+        };
+        spot(state.hook.path, state.hook.without, caches);
+    }
+    let tracked = |family: Family| snapshot.hooks.iter().any(|state| state.hook.family == Some(family));
+    for unseen in hooks::UNSEEN.iter().filter(|unseen| tracked(unseen.family)) {
+        spot(unseen.path, unseen.effect, Vec::new());
+    }
     if !refuted.is_empty() {
         let mut caches: Vec<_> = refuted.iter().map(|judged| judged.site.cache.clone()).collect();
         caches.sort();
@@ -70,10 +82,15 @@ fn blind_spots(
         );
         spot("frees without an event", &effect, caches);
     }
-    for state in snapshot.hooks.iter().filter(|state| state.error.is_some()) {
-        spot(state.hook.path, state.hook.without, Vec::new());
+    if let Some(error) = &snapshot.page_uses_error {
+        let effect = format!("{error}: pages of the page cache and of users may be among the findings");
+        spot("/proc/kpageflags", &effect, Vec::new());
     }
-    if !snapshot.page_lookup {
+    if snapshot.module_events_missed > 0 {
+        let effect = format!("{} loads or removals of watched modules were not seen", snapshot.module_events_missed);
+        spot("modules that come and go", &effect, Vec::new());
+    }
+    if !snapshot.page_lookup && tracked(Family::Slab) {
         let reason =
             surroundings.no_page_lookup.as_deref().unwrap_or("the page of an object led to another cache");
         let effect = format!(
@@ -91,13 +108,18 @@ fn blind_spots(
 }
 
 pub(super) fn overhead(snapshot: &Snapshot, surroundings: &Surroundings) -> Overhead {
-    let ns: u64 = snapshot.costs.iter().map(|(_, cost)| cost.ns).sum();
+    let ns: u64 = snapshot.costs.iter().map(|(_, cost, _)| cost.ns).sum();
     let cpu_s = snapshot.measured_s * f64::from(surroundings.machine.online_cpus);
     Overhead {
         programs: snapshot
             .costs
             .iter()
-            .map(|(name, cost)| ProgramReport { name, runs: cost.runs, ns_per_run: cost.ns_per_run() })
+            .map(|(name, cost, misses)| ProgramReport {
+                name,
+                runs: cost.runs,
+                ns_per_run: cost.ns_per_run(),
+                recursion_misses: *misses,
+            })
             .collect(),
         cpu_percent: (cpu_s > 0.0).then(|| ns as f64 / 1e9 / cpu_s * 100.0),
         user_space_cpu_s: own_cpu_s(),

@@ -2,7 +2,7 @@
 
 use super::{Judged, Surroundings};
 use crate::{
-    analysis::{crosscheck::Check, lifetime},
+    analysis::{blame, crosscheck::Check, lifetime},
     cli::TraceArgs,
     report::model::{Amount, Finding, Frame, Growth, Lifetime, Object, Stack, Survivors, Task},
     tracer::{SiteRecord, Snapshot},
@@ -37,6 +37,7 @@ pub(super) fn finding(
     Finding {
         rank,
         verdict: judged.evidence.verdict().word(),
+        doubt: judged.doubt.clone(),
         score: judged.evidence.score().round(),
         family: site.family,
         cache: site.cache.clone(),
@@ -46,10 +47,10 @@ pub(super) fn finding(
         allocated: site.allocated,
         freed: site.freed,
         implicit_frees: site.implicit_frees,
-        live: Amount { objects: site.live, bytes: site.live * size },
+        live: Amount { objects: site.live, bytes: site.live_bytes },
         survivors: Survivors {
             objects: site.survivors,
-            bytes: site.survivors * size,
+            bytes: site.survivor_bytes,
             oldest_s: site.oldest_s,
         },
         growth: Growth { bytes_per_s: judged.evidence.growth * f64::from(site.object_size), p_value: None },
@@ -78,27 +79,13 @@ pub(super) fn finding(
 
 fn call_site(site: &SiteRecord, surroundings: &Surroundings) -> Frame {
     if site.call_site == 0 {
-        return Frame { symbol: Some("(site table full)".into()), ..Frame::default() };
+        // Of one family a stack tells the site, and there was none.
+        let what = if site.family == "unknown" { "(site table full)" } else { "(no stack)" };
+        return Frame { symbol: Some(what.into()), ..Frame::default() };
     }
     // Of inlined functions the outermost frame is the code that calls them: its line is the one to read.
     surroundings.places.frames(site.call_site).pop().unwrap_or_default()
 }
-
-/// Functions that allocate for others: their callers are to blame.
-const WRAPPERS: [&str; 12] = [
-    "kmemdup",
-    "kstrdup",
-    "kvmalloc",
-    "__kvmalloc",
-    "krealloc",
-    "kasprintf",
-    "kvasprintf",
-    "__alloc_skb",
-    "alloc_skb",
-    "devm_kmalloc",
-    "memdup_user",
-    "mempool_",
-];
 
 /// The innermost module on the stack, or the innermost function that allocates for itself.
 fn culprit(call_site: &Frame, stack: Option<&Stack>) -> (String, bool) {
@@ -107,7 +94,7 @@ fn culprit(call_site: &Frame, stack: Option<&Stack>) -> (String, bool) {
         return (module, true);
     }
     let own = frames().find_map(|frame| {
-        frame.symbol.as_ref().filter(|symbol| !WRAPPERS.iter().any(|wrapper| symbol.starts_with(wrapper)))
+        frame.symbol.as_ref().filter(|symbol| !blame::is_helper(symbol))
     });
     (own.cloned().unwrap_or_else(|| call_site.label()), false)
 }
@@ -146,11 +133,8 @@ fn words(judged: &Judged<'_>, snapshot: &Snapshot, args: &TraceArgs) -> Vec<Stri
             units::seconds(most / 1e6)
         ));
     }
-    if site.implicit_frees > 0 {
-        words.push(format!(
-            "{} frees were not seen when they happened: some of the live objects may be freed too",
-            units::count(site.implicit_frees)
-        ));
+    if let Some(doubt) = &judged.doubt {
+        words.push(doubt.clone());
     }
     // One interrupt at the wrong moment can hide a whole batch of RCU frees.
     let missed = snapshot.lost.recursion_misses;

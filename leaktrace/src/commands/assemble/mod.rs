@@ -2,6 +2,7 @@
 
 mod coverage;
 mod finding;
+mod unload;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,10 +12,11 @@ use crate::{
         crosscheck::{self, Agreement, Check, Processors, Traced},
         growth,
         verdict::{self, Evidence},
+        visibility,
     },
     cli::TraceArgs,
     report::model::{Cache, Machine, MemoryChange, Module, Report, SCHEMA, SlabChange, TracedReport, Window},
-    tracer::{SiteRecord, Snapshot},
+    tracer::{HookState, SiteRecord, Snapshot},
 };
 
 /// One site with what was concluded of it.
@@ -22,6 +24,8 @@ struct Judged<'a> {
     site: &'a SiteRecord,
     evidence: Evidence,
     check: Option<Check>,
+    /// Why its frees may not all be seen.
+    doubt: Option<String>,
 }
 
 /// Builds the report.
@@ -41,6 +45,7 @@ pub(super) fn report(snapshot: &Snapshot, surroundings: &Surroundings, args: &Tr
                 ..evidence(site, window_s)
             },
             check: checks.get(&site.cache).map(|(_, check)| *check),
+            doubt: doubt(site, &checks, snapshot, surroundings),
         })
         .collect();
     judged.sort_by(|a, b| verdict::by_rank(&a.evidence, &b.evidence));
@@ -75,7 +80,31 @@ pub(super) fn report(snapshot: &Snapshot, surroundings: &Surroundings, args: &Tr
         caches: caches(checks, surroundings),
         findings,
         modules,
+        unloads: unload::unloads(snapshot, surroundings),
     }
+}
+
+/// Hooks that see frees of slab objects which fire no tracepoint.
+pub(super) fn missing_frees(snapshot: &Snapshot) -> Vec<&'static str> {
+    let missing = |state: &&HookState| state.hook.frees && state.error.is_some();
+    snapshot.hooks.iter().filter(missing).map(|state| state.hook.path).collect()
+}
+
+/// Why a site's frees may not all be seen, if they may not.
+fn doubt(
+    site: &SiteRecord,
+    checks: &Checks,
+    snapshot: &Snapshot,
+    surroundings: &Surroundings,
+) -> Option<String> {
+    visibility::doubt(&visibility::Seen {
+        slab: site.is_slab,
+        cache: &site.cache,
+        sheaves: surroundings.traits.get(&site.cache).is_some_and(|traits| traits.sheaf_capacity > 0),
+        implicit_frees: site.implicit_frees,
+        agreement: checks.get(&site.cache).map(|(_, check)| check.agreement),
+        missing: &missing_frees(snapshot),
+    })
 }
 
 impl Judged<'_> {
@@ -114,7 +143,11 @@ type Checks = BTreeMap<String, (Traced, Check)>;
 
 fn check_caches(snapshot: &Snapshot, surroundings: &Surroundings) -> Checks {
     let mut traced: BTreeMap<String, Traced> = BTreeMap::new();
-    for site in &snapshot.sites {
+    // What does not pass through a watched module was not traced: there is nothing to compare.
+    if !snapshot.modules.is_empty() {
+        return Checks::new();
+    }
+    for site in snapshot.sites.iter().filter(|site| site.is_slab) {
         let cache = traced.entry(site.cache.clone()).or_default();
         cache.allocated += site.allocated;
         cache.freed += site.freed;
@@ -195,10 +228,9 @@ fn modules(judged: &[Judged<'_>], surroundings: &Surroundings) -> Vec<Module> {
             survivor_bytes: 0,
             bytes_per_s: 0.0,
         });
-        let size = u64::from(site.object_size);
         module.findings += 1;
-        module.live_bytes += site.live * size;
-        module.survivor_bytes += site.survivors * size;
+        module.live_bytes += site.live_bytes;
+        module.survivor_bytes += site.survivor_bytes;
         module.bytes_per_s += judged.evidence.growth * f64::from(site.object_size);
     }
     let mut modules: Vec<_> = modules.into_values().collect();

@@ -1,0 +1,201 @@
+//! Pages straight from the page allocator, on raw tracepoints (`include/trace/events/kmem.h`).
+//!
+//! An object is a block, and its address that of the block's first `struct page`. User memory and
+//! page cache can be moved, say their gfp flags, and are passed over; what else belongs to others
+//! (slab, page tables, stacks) user space tells by the stack and by /proc/kpageflags.
+
+use core::hint::cold_path;
+
+use aya_ebpf::{helpers::bpf_get_smp_processor_id, macros::raw_tracepoint, programs::RawTracePointContext};
+use leaktrace_common::{Control, FAMILY_PAGE, FRAGMENT, Payload, address_hash, encode_address};
+use leaktrace_ebpf::{
+    atomic,
+    blocks::{MAX_ORDER, order_of, remainder},
+    probe::hash_pair,
+    table,
+};
+
+use super::capturing;
+use crate::{
+    arguments::argument,
+    book::{account, allocated_at, nothing_to_watch, sampled},
+    config::config,
+    maps::{CPUS, bucket, control},
+    overflow::OverflowMap,
+    pages,
+    sites::Origin,
+    stacks,
+};
+
+/// `mm_page_alloc(page, order, gfp_flags, migratetype)`.
+#[raw_tracepoint(tracepoint = "mm_page_alloc")]
+pub(crate) fn mm_page_alloc(ctx: RawTracePointContext) -> u32 {
+    allocated(&ctx);
+    0
+}
+
+#[inline(always)]
+fn allocated(ctx: &RawTracePointContext) -> Option<()> {
+    let (page, gfp) = (argument(ctx, 0), argument(ctx, 2) as u32);
+    if gfp & config!(gfp_movable) != 0 || page == 0 {
+        return None;
+    }
+    let control = control()?;
+    if nothing_to_watch(control) {
+        return None;
+    }
+    let order = argument(ctx, 1) as u32 & 31;
+    // SAFETY: a helper without arguments, and map values.
+    let (cpu, state) = unsafe {
+        if (&raw const (*control).vmemmap).read_volatile() == 0 {
+            cold_path();
+            (&raw mut (*control).vmemmap).write_volatile(pages::first_page());
+        }
+        if order != 0 && gfp & config!(gfp_compound) == 0 {
+            let mask = 1_u64 << order;
+            if (&raw const (*control).splittable).read_volatile() & mask == 0 {
+                cold_path();
+                atomic::or(&raw mut (*control).splittable, mask);
+            }
+        }
+        let cpu = bpf_get_smp_processor_id();
+        (cpu, CPUS.get_ptr_mut(cpu)?)
+    };
+    let stack = if config!(filter_modules) == 0 {
+        stacks::capture_place(ctx, capturing::PAGE, control, state, address_hash(page))
+    } else {
+        stacks::capture_always(ctx, capturing::PAGE, control, state)
+    };
+    if config!(filter_modules) != 0 && stack.watched == 0 {
+        return None;
+    }
+    let bytes = (1_u32 << config!(page_shift)) << order;
+    let origin = Origin {
+        call_site: 0,
+        discriminator: hash_pair(stack.place, u64::from(order)),
+        object: page,
+        cache: 0,
+        bytes,
+        gfp,
+        family: FAMILY_PAGE,
+        stack: stack.id,
+    };
+    allocated_at(control, state, cpu, &origin, bytes)
+}
+
+/// `mm_page_free(page, order)`: every free of a block, or of a part of one, also those in batches.
+#[raw_tracepoint(tracepoint = "mm_page_free")]
+pub(crate) fn mm_page_free(ctx: RawTracePointContext) -> u32 {
+    freed(argument(&ctx, 0), argument(&ctx, 1) as u32 & 31);
+    0
+}
+
+#[inline(always)]
+fn freed(page: u64, order: u32) -> Option<()> {
+    let control = control()?;
+    if !sampled(control, page) {
+        return None;
+    }
+    let weakly_ordered = config!(weakly_ordered) != 0;
+    // SAFETY: map values.
+    let found = unsafe {
+        let bucket = bucket(address_hash(page))?;
+        table::take(bucket, &mut OverflowMap(control), encode_address(page), weakly_ordered)
+    };
+    let Some(block) = found else {
+        // SAFETY: a map value.
+        if unsafe { (&raw const (*control).splittable).read_volatile() } != 0 {
+            part_freed(control, page, order);
+        }
+        return None;
+    };
+    let whole = order_of((block.size & !FRAGMENT) >> config!(page_shift));
+    if whole > order {
+        cold_path();
+        keep_rest(control, page, &block, whole, order, 0);
+        return None;
+    }
+    if block.size & FRAGMENT == 0 {
+        // SAFETY: a helper without arguments.
+        account(block, 0, unsafe { bpf_get_smp_processor_id() });
+    }
+    None
+}
+
+/// Looks for the block that a page is a part of, and takes the page out of it.
+#[inline(never)]
+fn part_freed(control: *mut Control, page: u64, order: u32) -> Option<()> {
+    let page_struct = u64::from(config!(page_size_of));
+    // SAFETY: a map value.
+    let (first, splittable) = unsafe { ((*control).vmemmap, (*control).splittable) };
+    if page_struct == 0 || first == 0 || page < first {
+        return None;
+    }
+    let index = (page - first) / page_struct;
+    for whole in 1..=MAX_ORDER {
+        if splittable >> whole & 1 == 0 {
+            continue;
+        }
+        let at = index & ((1 << whole) - 1);
+        let head = page - at * page_struct;
+        let key = encode_address(head);
+        // SAFETY: map values.
+        let found = unsafe { table::peek(bucket(address_hash(head))?, &OverflowMap(control), key) };
+        // A part of a block may be the block of a part: then its size is its own.
+        let Some(block) = found else { continue };
+        let size = order_of((block.size & !FRAGMENT) >> config!(page_shift));
+        if at == 0 || at >= 1 << (size & 31) {
+            continue;
+        }
+        // SAFETY: as above; the pages are being freed, so nobody else works on their block.
+        unsafe {
+            table::take(
+                bucket(address_hash(head))?,
+                &mut OverflowMap(control),
+                key,
+                config!(weakly_ordered) != 0,
+            );
+        }
+        keep_rest(control, head, &block, size, order, at);
+        return None;
+    }
+    None
+}
+
+/// Puts back what is left of a block when a part of it is freed.
+#[inline(always)]
+fn keep_rest(control: *mut Control, head: u64, block: &Payload, whole: u32, part: u32, at: u64) {
+    // SAFETY: the control block is a map value, the helper has no arguments.
+    unsafe {
+        if (*control).sample_shift != 0 {
+            // The parts' addresses are not those by which the block was chosen: it counts as freed.
+            if block.size & FRAGMENT == 0 {
+                account(*block, 0, bpf_get_smp_processor_id());
+            }
+            return;
+        }
+    }
+    let mut mark = block.size & FRAGMENT;
+    remainder(whole, part, at, |first, order| {
+        let address = head + first * u64::from(config!(page_size_of));
+        let size = (1_u32 << config!(page_shift)) << (order & 31);
+        let payload = Payload { size: size | mark, ..*block };
+        mark = FRAGMENT;
+        // SAFETY: map values; the parts were in no table, because their block was.
+        unsafe {
+            if let Some(bucket) = bucket(address_hash(address)) {
+                let stored = table::put(
+                    bucket,
+                    &mut OverflowMap(control),
+                    encode_address(address),
+                    &payload,
+                    config!(weakly_ordered) != 0,
+                );
+                if !stored.tracked {
+                    atomic::add(&raw mut (*control).overflow_lost, 1);
+                }
+                atomic::or(&raw mut (*control).splittable, 1 << (order & 31));
+            }
+        }
+    });
+}

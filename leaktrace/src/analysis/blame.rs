@@ -1,0 +1,229 @@
+//! Which frame of a stack is to blame, by the names of functions.
+//!
+//! The allocator's own functions and those that allocate for others are not: their callers are.
+
+/// Functions of the allocators, by the begin of their names. Versions differ in leading
+/// underscores and in suffixes like `_noprof`, which are cut off before.
+const ALLOCATORS: [&str; 33] = [
+    "alloc_contig",
+    "alloc_frozen_pages",
+    "alloc_page",
+    "alloc_percpu",
+    "alloc_vmap_area",
+    "folio_alloc",
+    "free_pages_exact",
+    "get_free_page",
+    "get_free_pages",
+    "get_vm_area",
+    "get_zeroed_page",
+    "ioremap",
+    "kmalloc",
+    "kmem_cache_alloc",
+    "kmem_cache_zalloc",
+    "krealloc",
+    "kvmalloc",
+    "kvrealloc",
+    "kcalloc",
+    "kvcalloc",
+    "kvzalloc",
+    "kzalloc",
+    "make_alloc_exact",
+    "mempool_alloc",
+    "page_frag_alloc",
+    "page_frag_cache",
+    "skb_page_frag_refill",
+    "traceiter_",
+    "vm_map_ram",
+    "vmalloc",
+    "vmap",
+    "vzalloc",
+    "rmqueue",
+];
+
+/// What tracing itself puts on a stack.
+const TRACING: [&str; 5] = ["bpf_", "arch_rethook", "kretprobe", "kprobe", "ftrace_"];
+
+/// Functions that allocate for others.
+const HELPERS: [&str; 17] = [
+    "alloc_skb",
+    "build_skb",
+    "napi_alloc_skb",
+    "netdev_alloc_skb",
+    "kmalloc_reserve",
+    "pskb_expand_head",
+    "skb_clone",
+    "skb_copy",
+    "kasprintf",
+    "kvasprintf",
+    "kmemdup",
+    "kstrdup",
+    "kstrndup",
+    "devm_k",
+    "devres_alloc",
+    "memdup_user",
+    "vmemdup_user",
+];
+
+/// The kernel's own users of pages: what they take is counted elsewhere, as slab, vmalloc, per-CPU
+/// memory, page tables, or large kmallocs.
+const PAGE_USERS: [&str; 21] = [
+    "alloc_slab",
+    "allocate_slab",
+    "new_slab",
+    "slab_alloc",
+    "refill_objects",
+    "refill_sheaf",
+    "kmalloc_large",
+    "kmalloc_order",
+    "vmalloc_area_node",
+    "vmalloc_node_range",
+    "vm_area_alloc_pages",
+    "pcpu_",
+    "pte_alloc",
+    "pmd_alloc",
+    "pud_alloc",
+    "p4d_alloc",
+    "pgd_alloc",
+    "alloc_low_pages",
+    "get_pgd",
+    "vmemmap_",
+    "kasan_populate",
+];
+
+/// Without what differs between versions.
+fn plain(symbol: &str) -> &str {
+    let symbol = symbol.trim_start_matches('_');
+    let symbol = symbol.split('.').next().unwrap_or_default();
+    symbol.strip_suffix("_noprof").unwrap_or(symbol)
+}
+
+fn is_one_of(symbol: &str, beginnings: &[&str]) -> bool {
+    let symbol = plain(symbol);
+    beginnings.iter().any(|beginning| symbol.starts_with(beginning))
+}
+
+/// Whether a function is part of an allocator.
+pub fn is_allocator(symbol: &str) -> bool {
+    is_one_of(symbol, &ALLOCATORS)
+}
+
+/// Whether a function is part of an allocator, or allocates for others.
+pub fn is_helper(symbol: &str) -> bool {
+    is_allocator(symbol) || is_one_of(symbol, &HELPERS)
+}
+
+/// A function on a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function<'a> {
+    /// Its name.
+    pub symbol: &'a str,
+    /// Whether it lies in a loadable module.
+    pub in_module: bool,
+}
+
+/// Where an allocation comes from whose event does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The frame of this index is the call site.
+    At(usize),
+    /// The memory is the kernel's own and counted elsewhere.
+    CountedElsewhere,
+    /// No frame is past the allocator.
+    Unknown,
+}
+
+/// Finds the call site on a whole stack, the innermost frame first; `None` is a frame without a
+/// symbol. What comes before the allocator's first function is the tracing. Of `pages` the kernel's
+/// own users are told apart.
+pub fn call_site(frames: &[Option<Function<'_>>], pages: bool) -> Place {
+    let tracing = |function: &Function<'_>| !function.in_module && is_one_of(function.symbol, &TRACING);
+    let allocator = |frame: &Option<Function<'_>>| frame.is_some_and(|f| is_allocator(f.symbol));
+    let Some(first) = frames.iter().position(allocator) else {
+        // The allocator has returned, or goes by a name that is not known: past the tracing then.
+        return frames
+            .iter()
+            .position(|frame| frame.is_some_and(|f| !tracing(&f)))
+            .map_or(Place::Unknown, Place::At);
+    };
+    let inner = |frame: &Option<Function<'_>>| {
+        frame.is_some_and(|function| is_allocator(function.symbol) || tracing(&function))
+    };
+    let Some(past) = frames[first..].iter().position(|frame| !inner(frame)) else { return Place::Unknown };
+    let mut users = frames[first..=first + past].iter().flatten();
+    if pages
+        && users.any(|function| !function.in_module && is_one_of(function.symbol, &PAGE_USERS))
+    {
+        return Place::CountedElsewhere;
+    }
+    Place::At(first + past)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn stack(text: &'static str) -> Vec<Option<Function<'static>>> {
+        text.split(' ')
+            .map(|name| match name.strip_suffix("[m]") {
+                Some(symbol) => Some(Function { symbol, in_module: true }),
+                None if name == "?" => None,
+                None => Some(Function { symbol: name, in_module: false }),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn callers_of_the_page_allocator() {
+        for (frames, place) in [
+            // 6.12, a driver.
+            ("? bpf_trace_run4 __traceiter_mm_page_alloc __alloc_pages_noprof alloc_pages_mpol_noprof drv_get[m] work", 5),
+            ("? bpf_trace_run4 __alloc_pages get_free_pages_noprof drv_get[m]", 4),
+            // Wrappers that the compiler left in the module.
+            ("? bpf_trace_run4 __alloc_pages_noprof alloc_pages_noprof[m] drv_get[m]", 4),
+            ("? __traceiter_alloc_vmap_area alloc_vmap_area __get_vm_area_node __vmalloc_node_range_noprof vmalloc_noprof drv[m]", 6),
+            // A function without a symbol is somebody's.
+            ("? bpf_trace_run4 __alloc_pages ? schedule", 3),
+            ("? __traceiter_alloc_vmap_area alloc_vmap_area __vmalloc_node_range vmalloc drv[m]", 5),
+            // fexit: the allocator's frame is the trampoline's.
+            ("? ? kmem_cache_alloc_bulk_noprof napi_skb_cache_get", 3),
+        ] {
+            assert_eq!(call_site(&stack(frames), !frames.contains("vmap")), Place::At(place), "{frames}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_own_pages_are_counted_elsewhere() {
+        for frames in [
+            "? bpf_trace_run4 __alloc_frozen_pages_noprof alloc_slab_page new_slab ___slab_alloc kmalloc_noprof drv[m]",
+            "? bpf_trace_run4 __alloc_pages allocate_slab ___slab_alloc __kmalloc drv[m]",
+            "? bpf_trace_run4 __alloc_pages alloc_pages ___kmalloc_large_node __kmalloc_large_node_noprof drv[m]",
+            "? bpf_trace_run4 __alloc_pages alloc_pages __vmalloc_area_node __vmalloc_node_range vmalloc drv[m]",
+            "? bpf_trace_run4 __alloc_pages alloc_pages pcpu_populate_chunk pcpu_alloc drv[m]",
+            "? bpf_trace_run4 __alloc_pages_noprof pte_alloc_one __pte_alloc handle_mm_fault",
+        ] {
+            assert_eq!(call_site(&stack(frames), true), Place::CountedElsewhere, "{frames}");
+        }
+    }
+
+    #[test]
+    fn helpers_are_no_culprits() {
+        for symbol in ["__alloc_skb", "kmemdup_noprof", "__kvmalloc_node_noprof", "kasprintf", "devm_kmalloc"] {
+            assert!(is_helper(symbol), "{symbol}");
+        }
+        for symbol in ["alloc_inode", "foo_alloc_ctx", "kthread", "vm_area_dup", "skb_queue_tail"] {
+            assert!(!is_helper(symbol), "{symbol}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_stack_has_an_answer(names in prop::collection::vec(prop::option::of("[a-z_.]{0,12}"), 0..20)) {
+            let frames: Vec<_> =
+                names.iter().map(|name| name.as_deref().map(|symbol| Function { symbol, in_module: false })).collect();
+            if let Place::At(index) = call_site(&frames, true) {
+                prop_assert!(index < frames.len());
+            }
+        }
+    }
+}

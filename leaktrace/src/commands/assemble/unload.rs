@@ -1,0 +1,88 @@
+//! What watched modules left behind when they were removed.
+
+use std::collections::BTreeMap;
+
+use super::{Surroundings, missing_frees};
+use crate::{
+    analysis::blame,
+    report::model::{Amount, Frame, LeftSite, Unload},
+    tracer::{Left, Snapshot, Stay},
+    units,
+};
+
+/// Each removal, in the order in which they happened.
+pub(super) fn unloads(snapshot: &Snapshot, surroundings: &Surroundings) -> Vec<Unload> {
+    let mut unloads: Vec<_> = snapshot
+        .stays
+        .iter()
+        .enumerate()
+        .filter_map(|(index, stay)| Some((stay.removed_ns?, unload(index, stay, snapshot, surroundings))))
+        .collect();
+    unloads.sort_by_key(|&(removed_ns, _)| removed_ns);
+    unloads.into_iter().map(|(_, unload)| unload).collect()
+}
+
+fn unload(index: usize, stay: &Stay, snapshot: &Snapshot, surroundings: &Surroundings) -> Unload {
+    // By function, and of one function by cache: the addresses of one differ by call.
+    let mut sites: BTreeMap<(String, String), LeftSite> = BTreeMap::new();
+    let (mut total, mut implicit) = (Amount { objects: 0, bytes: 0 }, 0);
+    for left in &snapshot.left {
+        // It is older than every removal from its own stay's on.
+        let own = index == left.stay
+            || snapshot.stays[left.stay].removed_ns.unwrap_or(0) <= stay.removed_ns.unwrap_or(0);
+        let Some(function) = owner(left, stay, surroundings).filter(|_| own) else { continue };
+        total.objects += left.objects;
+        total.bytes += left.bytes;
+        implicit += left.implicit_frees;
+        let key = (function.symbol.clone().unwrap_or_else(|| function.label()), left.cache.clone());
+        let site = sites.entry(key).or_insert_with(|| LeftSite {
+            function,
+            family: left.family,
+            cache: left.cache.clone(),
+            left: Amount { objects: 0, bytes: 0 },
+        });
+        site.left.objects += left.objects;
+        site.left.bytes += left.bytes;
+    }
+    let mut sites: Vec<_> = sites.into_values().collect();
+    sites.sort_by_key(|site| std::cmp::Reverse((site.left.bytes, site.left.objects)));
+    let missing = missing_frees(snapshot);
+    let doubt = if total.objects == 0 {
+        None
+    } else if !missing.is_empty() {
+        Some(format!("some may have been freed by {}, which cannot be seen here", missing.join(" and ")))
+    } else if implicit > 0 {
+        Some(format!("{} frees were not seen when they happened", units::count(implicit)))
+    } else if snapshot.lost.recursion_misses > 0 {
+        let missed = units::count(snapshot.lost.recursion_misses);
+        Some(format!("{missed} events were missed, which may have been frees"))
+    } else {
+        None
+    };
+    Unload {
+        module: stay.module.clone(),
+        after_s: stay.removed_ns.unwrap_or(0).saturating_sub(snapshot.started_ns) as f64 / 1e9,
+        verdict: if doubt.is_some() { "suspect" } else { "leak" },
+        doubt,
+        left: total,
+        sites,
+    }
+}
+
+/// The module's function that allocated: the first frame that does not allocate for others, if it
+/// is the module's. What the kernel allocated on its behalf is the kernel's to free.
+fn owner(left: &Left, stay: &Stay, surroundings: &Surroundings) -> Option<Frame> {
+    for &address in &left.frames {
+        let mut frames = surroundings.places.frames(address);
+        let frame = frames.pop()?;
+        let inside = stay.contains(address.wrapping_sub(1));
+        let helper = frame.symbol.as_deref().is_some_and(blame::is_helper);
+        if inside && !helper {
+            return Some(Frame { module: Some(stay.module.clone()), ..frame });
+        }
+        if !helper {
+            return None;
+        }
+    }
+    None
+}

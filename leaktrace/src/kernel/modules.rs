@@ -1,0 +1,78 @@
+//! Loaded modules and where their code is.
+
+use std::{fs, path::Path};
+
+use super::symbols::Symbols;
+
+/// No function of a module is longer, so its text ends by then behind its last symbol.
+const LONGEST_FUNCTION: u64 = 1 << 20;
+const PAGE: u64 = 4_096;
+
+/// The text of a loaded module: first address, and the one behind the last; `None` when it is not
+/// loaded or its addresses are hidden.
+///
+/// /proc/modules has where the text begins. It ends before the next section of the module, the next
+/// module, or at the end of the page of its last function.
+pub fn text(root: &Path, name: &str, symbols: &Symbols) -> Option<(u64, u64)> {
+    let modules = fs::read_to_string(root.join("proc/modules")).ok()?;
+    let bases: Vec<(&str, u64)> = modules
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let module = fields.next()?;
+            let base = u64::from_str_radix(fields.nth(4)?.trim_start_matches("0x"), 16).ok()?;
+            Some((module, base))
+        })
+        .collect();
+    let base = bases.iter().find(|(module, _)| *module == name).map(|&(_, base)| base).filter(|&base| base != 0)?;
+    let last = symbols.last_of(name, base).unwrap_or(base);
+    let sections = fs::read_dir(root.join("sys/module").join(name).join("sections")).ok();
+    let sections = sections.into_iter().flatten().flatten().filter_map(|entry| {
+        let text = fs::read_to_string(entry.path()).ok()?;
+        u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+    });
+    let end = sections
+        .chain(bases.iter().map(|&(_, base)| base))
+        .filter(|&address| address > last)
+        .min()
+        .filter(|&end| end - last <= LONGEST_FUNCTION)
+        .unwrap_or((last / PAGE + 1) * PAGE);
+    Some((base, end))
+}
+
+/// A module's name as the kernel has it: people write the file's, with dashes and `.ko`.
+pub fn plain_name(name: &str) -> String {
+    let name = name.strip_suffix(".ko").unwrap_or(name);
+    name.replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_ends_before_what_comes_next() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write(
+            "proc/modules",
+            "drv 16384 0 - Live 0xffffffffc0100000 (OE)\nother 16384 0 - Live 0xffffffffc0200000\nhidden 1 0 - Live 0x0000000000000000\n",
+        );
+        write(
+            "proc/kallsyms",
+            "ffffffff81000000 T _stext\nffffffffc0100010 t a\t[drv]\nffffffffc0100510 t b\t[drv]\nffffffffc0300000 t init\t[drv]\n",
+        );
+        let symbols = Symbols::read(root.path()).unwrap();
+        assert_eq!(text(root.path(), "drv", &symbols), Some((0xffff_ffff_c010_0000, 0xffff_ffff_c010_1000)));
+        write("sys/module/drv/sections/.text", "0xffffffffc0100000\n");
+        write("sys/module/drv/sections/.rodata", "0xffffffffc0100800\n");
+        assert_eq!(text(root.path(), "drv", &symbols), Some((0xffff_ffff_c010_0000, 0xffff_ffff_c010_0800)));
+        assert_eq!(text(root.path(), "absent", &symbols), None);
+        assert_eq!(text(root.path(), "hidden", &symbols), None);
+        assert_eq!(plain_name("snd-hda-intel.ko"), "snd_hda_intel");
+    }
+}

@@ -1,0 +1,52 @@
+//! The leaking driver: loading it, telling it what to do, removing it.
+
+use std::{ffi::CString, fs, fs::File, os::fd::AsRawFd as _};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Its name, as the kernel has it.
+pub const NAME: &str = "leakdrv";
+const FILE: &str = "/guest/leakdrv.ko";
+const RUN: &str = "/sys/kernel/debug/leakdrv/run";
+
+/// Loads it; with objects to leak meanwhile.
+pub fn load(leak_at_init: u64) -> Result<()> {
+    let file = File::open(FILE).with_context(|| format!("cannot open {FILE}"))?;
+    let parameters = CString::new(format!("leak_at_init={leak_at_init}"))?;
+    // SAFETY: an open descriptor and a terminated string.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) };
+    if result != 0 {
+        bail!("cannot load the driver: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Removes it.
+pub fn unload() -> Result<()> {
+    let name = CString::new(NAME)?;
+    // SAFETY: a terminated string.
+    let result = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), 0) };
+    if result != 0 {
+        bail!("cannot remove the driver: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// What a path is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Allocate and forget.
+    Leak,
+    /// Allocate and free.
+    Balanced,
+}
+
+/// Runs a path; false when this kernel does not have it.
+pub fn run(path: &str, mode: Mode, objects: u64) -> Result<bool> {
+    let mode = if mode == Mode::Leak { "leak" } else { "balanced" };
+    match fs::write(RUN, format!("{path} {mode} {objects}")) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) && std::path::Path::new(RUN).exists() => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("the driver cannot do {path} {mode} {objects}")),
+    }
+}

@@ -1,0 +1,132 @@
+//! leaktrace, run on the guest's kernel, and what its report says of the driver's functions.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, ChildStderr, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use leaktrace::analysis::blame;
+use serde_json::Value;
+
+use super::driver;
+
+const LEAKTRACE: &str = "/guest/leaktrace";
+
+/// A trace that is going on.
+pub struct Trace {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    /// What it said before it began.
+    pub said: String,
+}
+
+impl Trace {
+    /// Starts it, and waits until it traces.
+    pub fn start(args: &[&str]) -> Result<Self> {
+        let mut child = Command::new(LEAKTRACE)
+            .args(["--format", "json", "--top", "10000", "--duration", "1h", "--min-age", "1s"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {LEAKTRACE}"))?;
+        let mut stderr = BufReader::new(child.stderr.take().context("it is piped")?);
+        let mut said = String::new();
+        while !said.lines().last().is_some_and(|line| line.starts_with("Tracing ")) {
+            ensure!(stderr.read_line(&mut said)? > 0, "leaktrace ended before tracing: {said}");
+        }
+        Ok(Self { child, stderr, said })
+    }
+
+    /// Ends it, and reads its report.
+    pub fn stop(mut self) -> Result<Report> {
+        // SAFETY: kill takes integers only; the process is our child and not waited for.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        let mut text = String::new();
+        self.child.stdout.take().context("it is piped")?.read_to_string(&mut text)?;
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "leaktrace ended with {status}: {said}");
+        Ok(Report(serde_json::from_str(&text).with_context(|| format!("the report is no JSON: {said}"))?))
+    }
+}
+
+/// A report.
+pub struct Report(pub Value);
+
+/// What lives of one function of the driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Report {
+    /// Live objects by the function of the driver that allocated them: the first frame that does
+    /// not allocate for others.
+    pub fn live(&self) -> BTreeMap<String, Live> {
+        let mut live: BTreeMap<String, Live> = BTreeMap::new();
+        for finding in items(&self.0["findings"]) {
+            let (objects, bytes) = (number(&finding["live"]["objects"]), number(&finding["live"]["bytes"]));
+            for stack in items(&finding["stacks"]) {
+                let Some(function) = owner(stack) else { continue };
+                let share = number(&stack["objects"]);
+                let entry = live.entry(function).or_default();
+                entry.objects += share;
+                entry.bytes += (bytes * share).checked_div(objects).unwrap_or(0);
+            }
+        }
+        live
+    }
+
+    /// Verdicts by function of the driver.
+    pub fn verdicts(&self) -> BTreeMap<String, String> {
+        items(&self.0["findings"])
+            .filter_map(|finding| {
+                let function = owner(items(&finding["stacks"]).next()?)?;
+                Some((function, finding["verdict"].as_str()?.to_owned()))
+            })
+            .collect()
+    }
+
+    /// Paths that were not seen.
+    pub fn blind_spots(&self) -> Vec<String> {
+        items(&self.0["coverage"]["blind_spots"]).filter_map(|spot| Some(spot["path"].as_str()?.to_owned())).collect()
+    }
+
+    /// How a hook was attached; `None` when it was refused or is not there.
+    pub fn mechanism(&self, hook: &str) -> Option<&str> {
+        let hook = items(&self.0["coverage"]["hooks"]).find(|state| state["name"] == hook)?;
+        if hook["attached"] == true { hook["mechanism"].as_str() } else { None }
+    }
+}
+
+/// The function of the driver that a stack begins in, once helpers are passed.
+pub fn owner(stack: &Value) -> Option<String> {
+    for frame in items(&stack["frames"]) {
+        let symbol = frame["symbol"].as_str()?;
+        if blame::is_helper(symbol) {
+            continue;
+        }
+        // GCC names the parts that it splits off or specialises.
+        let plain = symbol.split('.').next().unwrap_or_default();
+        return (frame["module"] == driver::NAME).then(|| plain.to_owned());
+    }
+    None
+}
+
+/// Items of an array.
+pub fn items(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// A number, 0 when it is none.
+pub fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
