@@ -40,8 +40,8 @@ pub(crate) static TASKS: LruHashMap<u32, [u8; 16]> = LruHashMap::with_max_entrie
 #[map]
 pub(crate) static CACHES: HashMap<[u8; CACHE_NAME_LEN], u8> = HashMap::with_max_entries(1, 0);
 #[map]
-pub(crate) static MODULES: Array<ModuleRange> =
-    Array::with_max_entries((MAX_MODULES * MODULE_RANGES) as u32, BPF_F_MMAPABLE);
+pub(crate) static MODULES: Array<[ModuleRange; MAX_MODULES * MODULE_RANGES]> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub(crate) static MODULE_LOG: Array<ModuleEvent> = Array::with_max_entries(MODULE_EVENTS, BPF_F_MMAPABLE);
 /// Names of the watched modules, and their indices.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_stack, bpf_ktime_get_ns},
 };
 use leaktrace_common::{
-    Control, CpuState, MAX_MODULES, MAX_STACK_DEPTH, MODULE_RANGES, SITE_FRAMES, SITE_SUSPECT, STACK_PROBES,
+    Control, CpuState, MAX_MODULES, MAX_STACK_DEPTH, MODULE_RANGES, ModuleRange, SITE_FRAMES, SITE_SUSPECT, STACK_PROBES,
     StackRecord,
 };
 use leaktrace_ebpf::{
@@ -217,9 +217,13 @@ unsafe fn read(ctx: &impl EbpfContext, program: u32, control: *mut Control) -> C
 }
 
 /// Whether a frame lies in a watched module: 0 or 1.
+///
+/// In arithmetic, not in jumps: the verifier would follow what comes after each of two thousand of them.
 #[inline(always)]
 unsafe fn passes(control: *mut Control, frames: *const u64, depth: u64) -> u32 {
-    // SAFETY: the caller's buffer and map value.
+    let Some(ranges) = MODULES.get_ptr(0) else { return 0 };
+    let mut found = 0;
+    // SAFETY: the caller's buffer and map values.
     unsafe {
         let low = (&raw const (*control).watch_low).read_volatile();
         let high = (&raw const (*control).watch_high).read_volatile();
@@ -229,20 +233,20 @@ unsafe fn passes(control: *mut Control, frames: *const u64, depth: u64) -> u32 {
             }
             // A return address is behind its call, which may be a function's last instruction.
             let frame = (*frames.add(i)).wrapping_sub(1);
-            if frame < low || frame >= high {
+            if frame.wrapping_sub(low) >= high.wrapping_sub(low) {
                 continue;
             }
             for range in 0..MAX_MODULES * MODULE_RANGES {
-                let Some(range) = MODULES.get_ptr(range as u32) else { break };
+                let range = ranges.cast::<ModuleRange>().add(range);
                 let start = (&raw const (*range).start).read_volatile();
-                let end = (&raw const (*range).end).read_volatile();
-                if frame >= start && frame < end {
-                    return 1;
-                }
+                let size = (&raw const (*range).end).read_volatile().wrapping_sub(start);
+                // The sign says whether the distance is smaller; a frame before the start is far away.
+                let distance = frame.wrapping_sub(start);
+                found |= !distance & distance.wrapping_sub(size);
             }
         }
     }
-    0
+    (found >> 63) as u32
 }
 
 #[inline(always)]

@@ -64,8 +64,8 @@ fn changed(module: u64, loaded: bool) -> Option<()> {
         (*event).loaded = u32::from(loaded);
         (*event).ranges[0] = text;
         (*event).ranges[1] = init;
-        let slots = index * MODULE_RANGES as u32;
-        let (first, second) = (MODULES.get_ptr_mut(slots)?, MODULES.get_ptr_mut(slots + 1)?);
+        let first = MODULES.get_ptr_mut(0)?.cast::<ModuleRange>().add(index as usize * MODULE_RANGES);
+        let second = first.add(1);
         if loaded {
             widen(control, text);
             widen(control, init);
@@ -103,10 +103,11 @@ unsafe fn widen(control: *mut Control, range: ModuleRange) {
 #[inline(always)]
 fn forget_reused(module: u64) -> Option<()> {
     let text = range(module, config!(module_text), config!(module_text_size));
+    let ranges = MODULES.get_ptr_mut(0)?.cast::<ModuleRange>();
     for slot in 0..MAX_MODULES {
-        let init = MODULES.get_ptr_mut((slot * MODULE_RANGES + 1) as u32)?;
-        // SAFETY: a map value.
+        // SAFETY: a map value that has as many ranges.
         unsafe {
+            let init = ranges.add(slot * MODULE_RANGES + 1);
             if (*init).start < text.end && text.start < (*init).end {
                 *init = ModuleRange { start: 0, end: 0 };
             }

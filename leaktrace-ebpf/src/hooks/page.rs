@@ -36,17 +36,32 @@ pub(crate) fn mm_page_alloc(ctx: RawTracePointContext) -> u32 {
 
 #[inline(always)]
 fn allocated(ctx: &RawTracePointContext) -> Option<()> {
-    let (page, gfp) = (argument(ctx, 0), argument(ctx, 2) as u32);
-    if gfp & config!(gfp_movable) != 0 || page == 0 {
+    if argument(ctx, 2) as u32 & config!(gfp_movable) != 0 {
         return None;
     }
     let control = control()?;
     if nothing_to_watch(control) {
         return None;
     }
-    let order = argument(ctx, 1) as u32 & 31;
-    // SAFETY: a helper without arguments, and map values.
-    let (cpu, state) = unsafe {
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let state = CPUS.get_ptr_mut(cpu)?;
+    // Before anything else is decided: the verifier goes through these loops once for each way that leads here.
+    let stack = if config!(filter_modules) == 0 {
+        stacks::capture_place(ctx, capturing::PAGE, control, state, address_hash(argument(ctx, 0)))
+    } else {
+        stacks::capture_always(ctx, capturing::PAGE, control, state)
+    };
+    if config!(filter_modules) != 0 && stack.watched == 0 {
+        return None;
+    }
+    let (page, order, gfp) = (argument(ctx, 0), argument(ctx, 1) as u32 & 31, argument(ctx, 2) as u32);
+    if page == 0 {
+        // None was left.
+        return None;
+    }
+    // SAFETY: map values.
+    unsafe {
         if (&raw const (*control).vmemmap).read_volatile() == 0 {
             cold_path();
             (&raw mut (*control).vmemmap).write_volatile(pages::first_page());
@@ -58,16 +73,6 @@ fn allocated(ctx: &RawTracePointContext) -> Option<()> {
                 atomic::or(&raw mut (*control).splittable, mask);
             }
         }
-        let cpu = bpf_get_smp_processor_id();
-        (cpu, CPUS.get_ptr_mut(cpu)?)
-    };
-    let stack = if config!(filter_modules) == 0 {
-        stacks::capture_place(ctx, capturing::PAGE, control, state, address_hash(page))
-    } else {
-        stacks::capture_always(ctx, capturing::PAGE, control, state)
-    };
-    if config!(filter_modules) != 0 && stack.watched == 0 {
-        return None;
     }
     let bytes = (1_u32 << config!(page_shift)) << order;
     let origin = Origin {

@@ -43,6 +43,49 @@ const ALLOCATORS: [&str; 33] = [
 /// What tracing itself puts on a stack.
 const TRACING: [&str; 5] = ["bpf_", "arch_rethook", "kretprobe", "kprobe", "ftrace_"];
 
+/// Inline functions of the kernel's headers that the compiler may leave as functions in a module:
+/// there only whole names count, because the rest is the module's.
+const INLINE: [&str; 38] = [
+    "alloc_page",
+    "alloc_pages",
+    "alloc_pages_node",
+    "alloc_skb",
+    "alloc_skb_fclone",
+    "dev_alloc_page",
+    "dev_alloc_pages",
+    "dev_alloc_skb",
+    "devm_kcalloc",
+    "devm_kmalloc_array",
+    "devm_kzalloc",
+    "folio_alloc",
+    "get_zeroed_page",
+    "kcalloc",
+    "kcalloc_node",
+    "kmalloc",
+    "kmalloc_array",
+    "kmalloc_array_node",
+    "kmalloc_large",
+    "kmalloc_node",
+    "kmalloc_obj",
+    "kmem_cache_zalloc",
+    "kvcalloc",
+    "kvcalloc_node",
+    "kvmalloc",
+    "kvmalloc_array",
+    "kvmalloc_array_node",
+    "kvmalloc_node",
+    "kvzalloc",
+    "kvzalloc_node",
+    "kzalloc",
+    "kzalloc_node",
+    "krealloc_array",
+    "memdup_array_user",
+    "netdev_alloc_skb",
+    "netdev_alloc_skb_ip_align",
+    "sk_alloc_sg",
+    "vmalloc_array",
+];
+
 /// Functions that allocate for others.
 const HELPERS: [&str; 17] = [
     "alloc_skb",
@@ -102,16 +145,6 @@ fn is_one_of(symbol: &str, beginnings: &[&str]) -> bool {
     beginnings.iter().any(|beginning| symbol.starts_with(beginning))
 }
 
-/// Whether a function is part of an allocator.
-pub fn is_allocator(symbol: &str) -> bool {
-    is_one_of(symbol, &ALLOCATORS)
-}
-
-/// Whether a function is part of an allocator, or allocates for others.
-pub fn is_helper(symbol: &str) -> bool {
-    is_allocator(symbol) || is_one_of(symbol, &HELPERS)
-}
-
 /// A function on a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function<'a> {
@@ -119,6 +152,23 @@ pub struct Function<'a> {
     pub symbol: &'a str,
     /// Whether it lies in a loadable module.
     pub in_module: bool,
+}
+
+impl Function<'_> {
+    /// Whether it is part of an allocator.
+    pub fn is_allocator(&self) -> bool {
+        if self.in_module { INLINE.contains(&plain(self.symbol)) } else { is_one_of(self.symbol, &ALLOCATORS) }
+    }
+
+    /// Whether it is part of an allocator, or allocates for others.
+    pub fn is_helper(&self) -> bool {
+        self.is_allocator() || (!self.in_module && is_one_of(self.symbol, &HELPERS))
+    }
+
+    /// Whether it belongs to the tracing itself.
+    fn is_tracing(&self) -> bool {
+        !self.in_module && is_one_of(self.symbol, &TRACING)
+    }
 }
 
 /// Where an allocation comes from whose event does not say it.
@@ -136,17 +186,16 @@ pub enum Place {
 /// symbol. What comes before the allocator's first function is the tracing. Of `pages` the kernel's
 /// own users are told apart.
 pub fn call_site(frames: &[Option<Function<'_>>], pages: bool) -> Place {
-    let tracing = |function: &Function<'_>| !function.in_module && is_one_of(function.symbol, &TRACING);
-    let allocator = |frame: &Option<Function<'_>>| frame.is_some_and(|f| is_allocator(f.symbol));
+    let allocator = |frame: &Option<Function<'_>>| frame.is_some_and(|f| f.is_allocator());
     let Some(first) = frames.iter().position(allocator) else {
         // The allocator has returned, or goes by a name that is not known: past the tracing then.
         return frames
             .iter()
-            .position(|frame| frame.is_some_and(|f| !tracing(&f)))
+            .position(|frame| frame.is_some_and(|f| !f.is_tracing()))
             .map_or(Place::Unknown, Place::At);
     };
     let inner = |frame: &Option<Function<'_>>| {
-        frame.is_some_and(|function| is_allocator(function.symbol) || tracing(&function))
+        frame.is_some_and(|function| function.is_allocator() || function.is_tracing())
     };
     let Some(past) = frames[first..].iter().position(|frame| !inner(frame)) else { return Place::Unknown };
     let mut users = frames[first..=first + past].iter().flatten();
@@ -209,10 +258,14 @@ mod tests {
     #[test]
     fn helpers_are_no_culprits() {
         for symbol in ["__alloc_skb", "kmemdup_noprof", "__kvmalloc_node_noprof", "kasprintf", "devm_kmalloc"] {
-            assert!(is_helper(symbol), "{symbol}");
+            assert!(Function { symbol, in_module: false }.is_helper(), "{symbol}");
         }
         for symbol in ["alloc_inode", "foo_alloc_ctx", "kthread", "vm_area_dup", "skb_queue_tail"] {
-            assert!(!is_helper(symbol), "{symbol}");
+            assert!(!Function { symbol, in_module: false }.is_helper(), "{symbol}");
+        }
+        // In a module only what comes from the kernel's headers.
+        for (symbol, helper) in [("kzalloc_noprof", true), ("kmalloc_ring", false), ("vmalloc_table", false)] {
+            assert_eq!(Function { symbol, in_module: true }.is_helper(), helper, "{symbol}");
         }
     }
 

@@ -11,8 +11,6 @@
 
 #include "leakdrv.h"
 
-#define SIZE 360
-
 /* What a context is asked to do. */
 static struct {
 	unsigned int n;
@@ -29,14 +27,14 @@ static void allocate(void *object, bool free)
 		kfree(object);
 }
 
-/* Each context has its own function with its own call site. */
-#define WORK(name, gfp)							\
+/* Each context has its own function with its own call site, and its own size: GCC would make one of two alike. */
+#define WORK(name, gfp, size)						\
 static noinline void name##_work(void)					\
 {									\
 	unsigned int i;							\
 									\
 	for (i = 0; i < order.n; i++)					\
-		allocate(kmalloc(SIZE, gfp), order.free);		\
+		allocate(kmalloc(size, gfp), order.free);		\
 }
 
 static int wait_for(unsigned int n, bool free, void (*start)(void))
@@ -54,7 +52,7 @@ static int wait_for(unsigned int n, bool free, void (*start)(void))
 static int name##_leak(unsigned int n) { return wait_for(n, false, name##_start); }	\
 static int name##_balanced(unsigned int n) { return wait_for(n, true, name##_start); }
 
-WORK(softirq, GFP_ATOMIC)
+WORK(softirq, GFP_ATOMIC, 340)
 
 static void on_timer(struct timer_list *timer)
 {
@@ -67,7 +65,7 @@ static DEFINE_TIMER(timer, on_timer);
 static void softirq_start(void) { mod_timer(&timer, jiffies + 1); }
 CONTEXT(softirq)
 
-WORK(workqueue, GFP_KERNEL)
+WORK(workqueue, GFP_KERNEL, 348)
 
 static void on_work(struct work_struct *work)
 {
@@ -80,7 +78,7 @@ static DECLARE_WORK(work, on_work);
 static void workqueue_start(void) { schedule_work(&work); }
 CONTEXT(workqueue)
 
-WORK(kthread, GFP_KERNEL)
+WORK(kthread, GFP_KERNEL, 356)
 
 static int on_thread(void *unused)
 {
@@ -100,7 +98,7 @@ static void kthread_start(void)
 }
 CONTEXT(kthread)
 
-WORK(irq_off, GFP_ATOMIC)
+WORK(irq_off, GFP_ATOMIC, 364)
 
 static void irq_off_start(void)
 {

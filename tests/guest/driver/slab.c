@@ -29,7 +29,8 @@ static __always_inline void *kmalloc_on_node_get(void) { return kmalloc_node(SIZ
 static __always_inline void kmalloc_on_node_put(void *object) { kfree(object); }
 PATH(kmalloc_on_node)
 
-static __always_inline void *track_caller_get(void) { return kmalloc_track_caller(SIZE, GFP_KERNEL); }
+/* Its call site is that of its caller: a function like kstrdup. */
+static noinline void *track_caller_get(void) { return kmalloc_track_caller(SIZE, GFP_KERNEL); }
 static __always_inline void track_caller_put(void *object) { kfree(object); }
 PATH(track_caller)
 

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 use super::{
     driver::{self, Mode},
-    trace::{Report, Trace},
+    trace::{Report, Trace, items},
 };
 
 /// One path of the driver.
@@ -56,7 +56,8 @@ const ROWS: [Row; 36] = [
     row("krealloc_in_place", 1_000),
     sized("krealloc_moved", 1_000, 1_024),
     row("kvmalloc_small", 1_000),
-    sized("kvmalloc_large", 3, 5 << 20),
+    // An area, and one for the list of its pages.
+    Row { each: 2, ..row("kvmalloc_large", 3) },
     row("sensitive", 1_000),
     row("memdup", 1_000),
     row("cache", 1_000),
@@ -152,7 +153,11 @@ pub fn test(hooked: Hooked) -> Result<bool> {
 fn compare(report: &Report, hooked: Hooked, fresh: bool, missing: &[&str]) -> bool {
     let live = report.live();
     let verdicts = report.verdicts();
-    let of = |function: &str| live.get(function).copied().unwrap_or_default();
+    // Of these a driver's object is a vmalloc area, of all others it is none.
+    let area = |function: &str| {
+        ["vrcu_", "vmalloc_", "vzalloc_", "vmap_", "kvmalloc_large_"].iter().any(|path| function.starts_with(path))
+    };
+    let of = |function: &str| live.get(&(function.to_owned(), area(function))).copied().unwrap_or_default();
     let mut good = true;
     let mut tell = |path: &str, text: String, right: bool| {
         good &= right;
@@ -212,6 +217,9 @@ fn compare(report: &Report, hooked: Hooked, fresh: bool, missing: &[&str]) -> bo
     tell("hooks", mechanisms.join(", "), right);
     let told = report.blind_spots().iter().any(|spot| spot.contains("kfree_rcu"));
     tell("blind spots", report.blind_spots().join("; "), told == (hooked == Hooked::Not));
+    for spot in items(&report.0["coverage"]["blind_spots"]).filter(|spot| spot["path"] == "frees that were not seen") {
+        tell("freed unseen", format!("{} {}", spot["effect"], spot["caches"]), true);
+    }
     let lost = &report.0["coverage"]["lost"];
     tell("lost", lost.to_string(), lost["live_overflow"] == 0 && lost["stack_overflow"] == 0);
     good

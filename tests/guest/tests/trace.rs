@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use leaktrace::analysis::blame;
+use leaktrace::analysis::blame::Function;
 use serde_json::Value;
 
 use super::driver;
@@ -69,15 +69,17 @@ pub struct Live {
 
 impl Report {
     /// Live objects by the function of the driver that allocated them: the first frame that does
-    /// not allocate for others.
-    pub fn live(&self) -> BTreeMap<String, Live> {
-        let mut live: BTreeMap<String, Live> = BTreeMap::new();
+    /// not allocate for others; and by whether they are vmalloc areas, whose descriptions are slab
+    /// objects of the same function.
+    pub fn live(&self) -> BTreeMap<(String, bool), Live> {
+        let mut live: BTreeMap<_, Live> = BTreeMap::new();
         for finding in items(&self.0["findings"]) {
+            let area = finding["family"] == "vmalloc";
             let (objects, bytes) = (number(&finding["live"]["objects"]), number(&finding["live"]["bytes"]));
             for stack in items(&finding["stacks"]) {
                 let Some(function) = owner(stack) else { continue };
                 let share = number(&stack["objects"]);
-                let entry = live.entry(function).or_default();
+                let entry = live.entry((function, area)).or_default();
                 entry.objects += share;
                 entry.bytes += (bytes * share).checked_div(objects).unwrap_or(0);
             }
@@ -111,7 +113,7 @@ impl Report {
 pub fn owner(stack: &Value) -> Option<String> {
     for frame in items(&stack["frames"]) {
         let symbol = frame["symbol"].as_str()?;
-        if blame::is_helper(symbol) {
+        if (Function { symbol, in_module: !frame["module"].is_null() }).is_helper() {
             continue;
         }
         // GCC names the parts that it splits off or specialises.

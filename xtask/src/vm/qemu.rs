@@ -132,7 +132,7 @@ impl Qemu {
         };
         command
             .args(["-accel", accelerator, "-cpu", "max", "-smp", "2", "-m", &machine.memory.to_string()])
-            .args(["-display", "none", "-no-reboot", "-nic", "none", "-monitor", "none"])
+            .args(["-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"])
             .args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()))

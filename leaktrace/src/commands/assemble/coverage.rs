@@ -8,6 +8,7 @@ use crate::{
         Snapshot,
         hooks::{self, Family},
     },
+    units,
 };
 
 pub(super) fn coverage(
@@ -81,6 +82,17 @@ fn blind_spots(
             refuted.len()
         );
         spot("frees without an event", &effect, caches);
+    }
+    let mut late: Vec<_> =
+        snapshot.sites.iter().filter(|site| site.implicit_frees > 0).map(|site| site.cache.clone()).collect();
+    if !late.is_empty() {
+        late.sort();
+        late.dedup();
+        let effect = format!(
+            "{} frees were noticed only when the address was allocated again",
+            units::count(snapshot.lost.implicit_frees)
+        );
+        spot("frees that were not seen", &effect, late);
     }
     if let Some(error) = &snapshot.page_uses_error {
         let effect = format!("{error}: pages of the page cache and of users may be among the findings");

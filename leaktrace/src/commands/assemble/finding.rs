@@ -2,7 +2,7 @@
 
 use super::{Judged, Surroundings};
 use crate::{
-    analysis::{blame, crosscheck::Check, lifetime},
+    analysis::{blame::Function, crosscheck::Check, lifetime},
     cli::TraceArgs,
     report::model::{Amount, Finding, Frame, Growth, Lifetime, Object, Stack, Survivors, Task},
     tracer::{SiteRecord, Snapshot},
@@ -94,7 +94,7 @@ fn culprit(call_site: &Frame, stack: Option<&Stack>) -> (String, bool) {
         return (module, true);
     }
     let own = frames().find_map(|frame| {
-        frame.symbol.as_ref().filter(|symbol| !blame::is_helper(symbol))
+        frame.symbol.as_ref().filter(|symbol| !Function { symbol, in_module: false }.is_helper())
     });
     (own.cloned().unwrap_or_else(|| call_site.label()), false)
 }

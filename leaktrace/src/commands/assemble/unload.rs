@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Surroundings, missing_frees};
 use crate::{
-    analysis::blame,
+    analysis::blame::Function,
     report::model::{Amount, Frame, LeftSite, Unload},
     tracer::{Left, Snapshot, Stay},
     units,
@@ -76,7 +76,10 @@ fn owner(left: &Left, stay: &Stay, surroundings: &Surroundings) -> Option<Frame>
         let mut frames = surroundings.places.frames(address);
         let frame = frames.pop()?;
         let inside = stay.contains(address.wrapping_sub(1));
-        let helper = frame.symbol.as_deref().is_some_and(blame::is_helper);
+        let helper = frame
+            .symbol
+            .as_deref()
+            .is_some_and(|symbol| Function { symbol, in_module: frame.module.is_some() }.is_helper());
         if inside && !helper {
             return Some(Frame { module: Some(stay.module.clone()), ..frame });
         }
