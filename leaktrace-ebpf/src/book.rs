@@ -109,8 +109,50 @@ pub(crate) fn allocated(ctx: &impl EbpfContext, program: u32, origin: &Origin, s
     }
 }
 
-/// Books the allocation of an object whose stack has been captured because its event does not say
-/// where it comes from; `origin` names the stack.
+/// Where an allocation belongs whose stack has been captured because its event does not say where
+/// it comes from.
+#[derive(Clone, Copy)]
+pub(crate) struct Belongs {
+    pub(crate) control: *mut Control,
+    pub(crate) state: *mut CpuState,
+    pub(crate) cell: *mut Counters,
+    pub(crate) cpu: u32,
+    pub(crate) site: u32,
+    pub(crate) stack: u32,
+}
+
+/// Finds the site of an origin that names a stack; `None` when it is not recorded.
+#[inline(always)]
+pub(crate) fn belongs(
+    control: *mut Control,
+    state: *mut CpuState,
+    cpu: u32,
+    origin: &Origin,
+) -> Option<Belongs> {
+    let (site, flags) = sites::find(control, origin)?;
+    if flags & SITE_IGNORED != 0 {
+        return None;
+    }
+    Some(Belongs { control, state, cell: counters(site, cpu)?, cpu, site, stack: origin.stack })
+}
+
+/// Books the allocation of an object there.
+#[inline(always)]
+pub(crate) fn allocated_there(there: &Belongs, address: u64, size: u32) -> Option<()> {
+    let Belongs { control, state, cell, cpu, site, stack } = *there;
+    // SAFETY: all of them are map values.
+    unsafe {
+        count(&raw mut (*cell).allocated, site);
+        if !sampled(control, address) {
+            count(&raw mut (*cell).untracked, site);
+            return None;
+        }
+        let nth = (*cell).allocated;
+        store(control, cell, state, cpu, Object { address, site, nth, stack, size })
+    }
+}
+
+/// Books the allocation of one object whose origin names a stack.
 #[inline(always)]
 pub(crate) fn allocated_at(
     control: *mut Control,
@@ -119,21 +161,7 @@ pub(crate) fn allocated_at(
     origin: &Origin,
     size: u32,
 ) -> Option<()> {
-    let (site, flags) = sites::find(control, origin)?;
-    if flags & SITE_IGNORED != 0 {
-        return None;
-    }
-    let cell = counters(site, cpu)?;
-    // SAFETY: `control`, `cell` and the CPU's state are map values.
-    unsafe {
-        count(&raw mut (*cell).allocated, site);
-        if !sampled(control, origin.object) {
-            count(&raw mut (*cell).untracked, site);
-            return None;
-        }
-        let nth = (*cell).allocated;
-        store(control, cell, state, cpu, Object { address: origin.object, site, nth, stack: origin.stack, size })
-    }
+    allocated_there(&belongs(control, state, cpu, origin)?, origin.object, size)
 }
 
 /// What is to be stored of an object.

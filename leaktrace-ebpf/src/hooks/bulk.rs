@@ -8,13 +8,13 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
-use leaktrace_common::{Control, CpuState, FAMILY_KMEM_CACHE, FREED_SHARED};
+use leaktrace_common::{FAMILY_KMEM_CACHE, FREED_SHARED};
 use leaktrace_ebpf::probe::hash_pair;
 
 use super::capturing;
 use crate::{
     arguments::{function_argument, returned},
-    book::{Free, allocated_at, freed, nothing_to_watch},
+    book::{Belongs, Free, allocated_there, belongs, freed, nothing_to_watch},
     config::config,
     maps::{CALLS, CPUS, control},
     sites::Origin,
@@ -34,8 +34,7 @@ extern "C" fn free_one(index: u64, frees: *mut c_void) -> c_long {
     let frees = frees.cast::<Frees>();
     // SAFETY: the context is what `freed_in_bulk` gives bpf_loop; the helper checks the address.
     unsafe {
-        let place = (*frees).objects.wrapping_add((index & 0xffff_ffff) * 8);
-        if let Ok(object) = bpf_probe_read_kernel(place as *const u64) {
+        if let Some(object) = object_at((*frees).objects, index) {
             freed(Free { program: FREED_SHARED, object, cache: (*frees).cache, count_unknown: true });
         }
     }
@@ -66,36 +65,28 @@ pub(crate) fn kprobe_kmem_cache_free_bulk(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// What is the same for all objects of one call.
+/// The array that a bulk function has filled, and where its objects belong.
 struct Allocations {
     objects: u64,
-    cache: u64,
-    place: u64,
-    control: *mut Control,
-    state: *mut CpuState,
-    cpu: u32,
-    stack: u32,
+    there: Belongs,
 }
 
 extern "C" fn allocate_one(index: u64, all: *mut c_void) -> c_long {
     let all = all.cast::<Allocations>();
     // SAFETY: the context is what `allocated_in_bulk` gives bpf_loop; the helper checks the address.
     unsafe {
-        let place = (*all).objects.wrapping_add((index & 0xffff_ffff) * 8);
-        let Ok(object) = bpf_probe_read_kernel(place as *const u64) else { return 0 };
-        let origin = Origin {
-            call_site: 0,
-            discriminator: hash_pair((*all).place, (*all).cache),
-            object,
-            cache: (*all).cache,
-            bytes: 0,
-            gfp: 0,
-            family: FAMILY_KMEM_CACHE,
-            stack: (*all).stack,
-        };
-        allocated_at((*all).control, (*all).state, (*all).cpu, &origin, 0);
+        if let Some(object) = object_at((*all).objects, index) {
+            allocated_there(&(*all).there, object, 0);
+        }
     }
     0
+}
+
+#[inline(always)]
+fn object_at(objects: u64, index: u64) -> Option<u64> {
+    let place = objects.wrapping_add((index & 0xffff_ffff) * 8);
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(place as *const u64) }.ok()
 }
 
 /// `kmem_cache_alloc_bulk(s, flags, size, p)` has returned.
@@ -114,8 +105,17 @@ fn allocated_in_bulk(ctx: &impl EbpfContext, cache: u64, size: u64, objects: u64
     if config!(filter_modules) != 0 && stack.watched == 0 {
         return None;
     }
-    let mut all =
-        Allocations { objects, cache, place: stack.place, control, state, cpu, stack: stack.id };
+    let origin = Origin {
+        call_site: 0,
+        discriminator: hash_pair(stack.place, cache),
+        object: object_at(objects, 0)?,
+        cache,
+        bytes: 0,
+        gfp: 0,
+        family: FAMILY_KMEM_CACHE,
+        stack: stack.id,
+    };
+    let mut all = Allocations { objects, there: belongs(control, state, cpu, &origin)? };
     let size = if size > MOST { MOST } else { size };
     // SAFETY: the callback takes what it is given here, which outlives the call.
     unsafe { bpf_loop(size as u32, allocate_one as *mut c_void, (&raw mut all).cast(), 0) };

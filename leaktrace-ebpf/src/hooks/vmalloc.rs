@@ -31,19 +31,21 @@ fn allocated(ctx: &impl EbpfContext, address: u64, size: u64) -> Option<()> {
     if nothing_to_watch(control) {
         return None;
     }
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let state = CPUS.get_ptr_mut(cpu)?;
+    // Before anything is decided by the size: the verifier goes through these loops once for each
+    // way that leads here.
+    let stack = stacks::capture_always(ctx, capturing::VMALLOC, control, state);
+    if config!(filter_modules) != 0 && stack.watched == 0 {
+        return None;
+    }
     // A guard page ends nearly every area.
     let page = 1_u64 << config!(page_shift);
     let bytes = if size > page { size - page } else { size };
     let most = !FRAGMENT;
     let bytes = if bytes > u64::from(most) { most } else { bytes as u32 };
     if bytes < config!(min_size) || bytes > config!(max_size) {
-        return None;
-    }
-    // SAFETY: a helper without arguments.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    let state = CPUS.get_ptr_mut(cpu)?;
-    let stack = stacks::capture_always(ctx, capturing::VMALLOC, control, state);
-    if config!(filter_modules) != 0 && stack.watched == 0 {
         return None;
     }
     let origin = Origin {

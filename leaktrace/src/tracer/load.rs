@@ -53,7 +53,7 @@ pub fn create(config: Config, sizes: &Sizes, settings: &Settings) -> Result<Ebpf
         .map_max_entries("CPUS", sizes.cpus)
         .map_max_entries("CACHES", settings.caches.len().max(1) as u32)
         .verifier_log_level(if settings.verbose {
-            VerifierLogLevel::VERBOSE
+            VerifierLogLevel::DEBUG
         } else {
             VerifierLogLevel::DISABLE
         });

@@ -1,7 +1,7 @@
 //! The sites and their counters, as user space sees them.
 
 use leaktrace_common::{
-    Counters, FAMILY_PAGE, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED, SITE_READY, SITE_SUSPECT, Site,
+    Counters, FAMILY_KMALLOC_LARGE, FAMILY_PAGE, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED, SITE_READY, SITE_SUSPECT, Site,
     StackRecord,
 };
 use rustc_hash::FxHashMap;
@@ -126,6 +126,14 @@ impl SiteTable {
     /// The first site of the same call site: itself but for those that are put together.
     pub fn first(&self, site: usize) -> usize {
         self.located.get(&site).map_or(site, |&(_, first)| first)
+    }
+
+    /// Whether a site is the first of two events of one large kmalloc: some kernels (6.12 is one)
+    /// announce it once from inside the allocator, and once for the caller (`mm/slub.c`).
+    pub fn is_announced_twice(&self, site: &Site) -> bool {
+        site.family == FAMILY_KMALLOC_LARGE
+            && site.call_site != 0
+            && (self.locate)(&[site.call_site], false) == Located::At(0)
     }
 
     /// Call site of a site.

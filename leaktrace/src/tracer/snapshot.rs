@@ -208,7 +208,12 @@ pub(super) fn take(
     let mut groups: Vec<(usize, Vec<(usize, Site, Sum)>)> = Vec::new();
     let mut group_of: FxHashMap<usize, usize> = FxHashMap::default();
     for (index, site) in tracer.sites.used().collect::<Vec<_>>() {
-        let sum = tracer.sites.sum(index);
+        let mut sum = tracer.sites.sum(index);
+        if sum.implicit_frees > 0 && tracer.sites.is_announced_twice(&site) {
+            // The second event took the first one's place: nothing was freed unseen.
+            sum.allocated -= sum.implicit_frees.min(sum.allocated);
+            sum.implicit_frees = 0;
+        }
         if site.family == FAMILY_UNKNOWN_FREE {
             // A free by kfree finds its cache by the page, so it is as trusted as that.
             let name = if trusted { names::cache_name(&site, true) } else { String::new() };

@@ -26,7 +26,7 @@ impl Trace {
     /// Starts it, and waits until it traces.
     pub fn start(args: &[&str]) -> Result<Self> {
         let mut child = Command::new(LEAKTRACE)
-            .args(["--format", "json", "--top", "10000", "--duration", "1h", "--min-age", "1s"])
+            .args(["--format", "json", "--top", "10000", "--duration", "1h", "--min-age", "1s", "--max-objects", "200000"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
