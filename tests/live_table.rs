@@ -38,8 +38,12 @@ impl Overflow for Spill {
         true
     }
 
-    fn take(&mut self, key: u64) -> Option<(u64, u32)> {
-        self.0.remove(&key).map(|payload| (payload.time_ns, payload.site))
+    fn take(&mut self, key: u64) -> Option<Payload> {
+        self.0.remove(&key)
+    }
+
+    fn size(&self, key: u64) -> u32 {
+        self.0.get(&key).map_or(0, |payload| payload.size)
     }
 }
 
@@ -117,8 +121,11 @@ fn behaves_like_a_map(events: &[Event], weakly_ordered: bool) {
             }
             Event::Free(_) => {
                 // SAFETY: as above.
+                let size = unsafe { table::size(bucket, &spill, key) };
+                assert_eq!(size, model.get(&address).map_or(0, |payload| payload.size));
+                // SAFETY: as above.
                 let taken = unsafe { table::take(bucket, &mut spill, key, weakly_ordered) };
-                assert_eq!(taken, model.remove(&address).map(|old| (old.time_ns, old.site)));
+                assert_eq!(taken, model.remove(&address));
             }
         }
         assert!(spill.0.len() <= OVERFLOW);
@@ -166,10 +173,14 @@ impl Overflow for SharedSpill<'_> {
         room
     }
 
-    fn take(&mut self, key: u64) -> Option<(u64, u32)> {
+    fn take(&mut self, key: u64) -> Option<Payload> {
         let taken = self.0.lock().unwrap().take(key);
         self.1.fetch_sub(u64::from(taken.is_some()), Ordering::SeqCst);
         taken
+    }
+
+    fn size(&self, key: u64) -> u32 {
+        self.0.lock().unwrap().size(key)
     }
 }
 
@@ -192,7 +203,7 @@ fn concurrent_cpus_do_not_disturb_each_other() {
                         unsafe {
                             if let Some(old) = mine.remove(&address) {
                                 let taken = table::take(table.bucket(address), &mut spill, key, false);
-                                assert_eq!(taken, Some((old.time_ns, old.site)));
+                                assert_eq!(taken, Some(old));
                             } else {
                                 let payload = payload(number);
                                 let stored =

@@ -187,8 +187,7 @@ unsafe fn store(
     unsafe {
         let time_ns = time_of_allocation(state, object.nth);
         let tgid = tasks::current(state);
-        let payload =
-            Payload { time_ns, site: object.site, stack: object.stack, tgid, size: object.size };
+        let payload = Payload { time_ns, site: object.site, stack: object.stack, tgid, size: object.size };
         let key = encode_address(object.address);
         let bucket = bucket(address_hash(object.address))?;
         let stored =

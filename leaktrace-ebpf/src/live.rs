@@ -82,22 +82,22 @@ unsafe fn write_payload(bucket: *mut Bucket, slot: usize, payload: &Payload) {
     unsafe { (&raw mut (*bucket).payloads[slot]).write_volatile(*payload) }
 }
 
-/// What is known of an object, `None` when the bucket does not have it.
+/// Size of an object, 0 when the bucket does not have it.
 ///
 /// # Safety
 /// As for [`insert`].
 #[inline(always)]
-pub unsafe fn peek(bucket: *const Bucket, key: u64) -> Option<Payload> {
+pub unsafe fn size(bucket: *const Bucket, key: u64) -> u32 {
     let keys = bucket.cast::<u64>();
     for slot in 0..BUCKET_SLOTS {
         // SAFETY: `slot` is below BUCKET_SLOTS; the caller asks for an address that is its own.
         unsafe {
             if atomic::load(keys.add(slot)) == key {
-                return Some((&raw const (*bucket).payloads[slot]).read_volatile());
+                return (&raw const (*bucket).payloads[slot].size).read_volatile();
             }
         }
     }
-    None
+    0
 }
 
 /// Takes an object out of its bucket and returns what was known of it.

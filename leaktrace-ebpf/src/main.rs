@@ -13,9 +13,9 @@ mod hooks;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
-mod pages;
-#[cfg(target_arch = "bpf")]
 mod overflow;
+#[cfg(target_arch = "bpf")]
+mod pages;
 #[cfg(target_arch = "bpf")]
 mod sites;
 #[cfg(target_arch = "bpf")]

@@ -38,8 +38,8 @@ impl Overflow for OverflowMap {
     }
 
     #[inline(always)]
-    fn peek(&self, key: u64) -> Option<Payload> {
+    fn size(&self, key: u64) -> u32 {
         // SAFETY: as above.
-        unsafe { Some(*OVERFLOW.get_ptr(&key)?) }
+        OVERFLOW.get_ptr(&key).map_or(0, |found| unsafe { (*found).size })
     }
 }

@@ -7,8 +7,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_stack, bpf_ktime_get_ns},
 };
 use leaktrace_common::{
-    Control, CpuState, MAX_MODULES, MAX_STACK_DEPTH, MODULE_RANGES, ModuleRange, SITE_FRAMES, SITE_SUSPECT, STACK_PROBES,
-    StackRecord,
+    Control, CpuState, MAX_MODULES, MAX_STACK_DEPTH, MODULE_RANGES, ModuleRange, SITE_FRAMES, SITE_SUSPECT,
+    STACK_PROBES, StackRecord,
 };
 use leaktrace_ebpf::{
     atomic,
@@ -123,12 +123,7 @@ pub(crate) fn capture_always(
 
 /// Captures and books what that took.
 #[inline(always)]
-unsafe fn take(
-    ctx: &impl EbpfContext,
-    program: u32,
-    control: *mut Control,
-    cpu: *mut CpuState,
-) -> Captured {
+unsafe fn take(ctx: &impl EbpfContext, program: u32, control: *mut Control, cpu: *mut CpuState) -> Captured {
     let busy = 1_u32 << program;
     // SAFETY: the caller's map values.
     unsafe {

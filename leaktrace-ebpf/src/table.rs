@@ -14,8 +14,8 @@ pub trait Overflow {
     fn put(&mut self, key: u64, payload: &Payload) -> bool;
     /// Takes an object out; returns what was known of it.
     fn take(&mut self, key: u64) -> Option<Payload>;
-    /// What is known of an object.
-    fn peek(&self, key: u64) -> Option<Payload>;
+    /// Size of an object, 0 when it is not there.
+    fn size(&self, key: u64) -> u32;
 }
 
 /// What became of an allocated object.
@@ -58,20 +58,20 @@ pub unsafe fn put(
     }
 }
 
-/// What is known of an object.
+/// Size of an object as its payload says, 0 when it is not in the table. A number, because the
+/// verifier would follow every way of having found a payload.
 ///
 /// # Safety
 /// As for [`put`].
 #[inline(always)]
-pub unsafe fn peek(bucket: *const Bucket, overflow: &impl Overflow, key: u64) -> Option<Payload> {
+pub unsafe fn size(bucket: *const Bucket, overflow: &impl Overflow, key: u64) -> u32 {
     // SAFETY: the caller's promise.
-    match unsafe { live::peek(bucket, key) } {
-        None if !overflow.is_empty() => {
-            cold_path();
-            overflow.peek(key)
-        }
-        found => found,
+    let size = unsafe { live::size(bucket, key) };
+    if size == 0 && !overflow.is_empty() {
+        cold_path();
+        return overflow.size(key);
     }
+    size
 }
 
 /// Takes an object out of the table; returns what was known of it.

@@ -36,8 +36,13 @@ enum Command {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Check formatting and lints, and run all tests: the eBPF programs on this machine's kernel.
-    Test,
+    /// Check formatting and lints, and run all tests: the eBPF programs on this machine's kernel, and
+    /// everything in virtual machines with four others.
+    Test {
+        /// Leave the virtual machines out.
+        #[arg(long)]
+        no_guests: bool,
+    },
     /// Measure what tracing costs, beside an empty program and a peer.
     Bench {
         /// Arguments of the benchmark, after `--` (try `-- --help`).
@@ -73,7 +78,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             run::build(cli.offline)?;
         }
         Command::Run { args } => return run::leaktrace(cli.offline, &args),
-        Command::Test => test::test(cli.offline)?,
+        Command::Test { no_guests } => test::test(cli.offline, !no_guests)?,
         Command::Bench { args } => return run::bench(cli.offline, &args),
         Command::Vm(args) => return vm::vm(cli.offline, &args),
         Command::Kernel { version } => vm::build_kernel(cli.offline, &version)?,

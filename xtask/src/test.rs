@@ -10,13 +10,14 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     run::{build, cargo, check, find, is_root},
     setup::need,
+    vm,
 };
 
-/// Formatting, lints, and all tests; those that trace run as root.
+/// Formatting, lints, and all tests; those that trace run as root, here and in guests.
 ///
 /// # Errors
 /// When a step fails.
-pub(crate) fn test(offline: bool) -> Result<()> {
+pub(crate) fn test(offline: bool, run_guests: bool) -> Result<()> {
     step("formatting");
     // cargo fmt takes no --offline.
     check(cargo(false).args(["fmt", "--all", "--check"]))?;
@@ -42,7 +43,11 @@ pub(crate) fn test(offline: bool) -> Result<()> {
         let runner = format!("CARGO_TARGET_{}_RUNNER", host().to_uppercase().replace('-', "_"));
         command.env(runner, "sudo -E");
     }
-    let (total, succeeded) = count(&mut command)?;
+    let (mut total, mut succeeded) = count(&mut command)?;
+    if run_guests {
+        step("guests");
+        succeeded &= vm::test(offline, |line| total.add(line))?;
+    }
     println!("test: {} passed, {} failed", total.passed, total.failed);
     if !succeeded || total.failed > 0 || total.passed == 0 {
         bail!("the tests failed");

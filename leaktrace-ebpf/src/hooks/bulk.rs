@@ -135,8 +135,7 @@ pub(crate) fn fexit_kmem_cache_alloc_bulk(ctx: FExitContext) -> u32 {
 /// Notes the arguments until the function returns.
 #[kprobe(function = "kmem_cache_alloc_bulk")]
 pub(crate) fn kprobe_kmem_cache_alloc_bulk(ctx: ProbeContext) -> u32 {
-    let call: [u64; 3] =
-        [ctx.arg(0).unwrap_or(0), ctx.arg(2).unwrap_or(0), ctx.arg(3).unwrap_or(0)];
+    let call: [u64; 3] = [ctx.arg(0).unwrap_or(0), ctx.arg(2).unwrap_or(0), ctx.arg(3).unwrap_or(0)];
     // SAFETY: the registers are the kernel's, for the time of the program.
     let stack = unsafe { stack_pointer(ctx.regs.cast()) };
     // Full, it loses the oldest one, which then is an allocation that is not seen.

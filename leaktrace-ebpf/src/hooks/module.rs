@@ -5,9 +5,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use leaktrace_common::{
-    Control, MAX_MODULES, MODULE_EVENTS, MODULE_NAME_LEN, MODULE_RANGES, ModuleRange,
-};
+use leaktrace_common::{Control, MAX_MODULES, MODULE_EVENTS, MODULE_NAME_LEN, MODULE_RANGES, ModuleRange};
 use leaktrace_ebpf::atomic;
 
 use crate::{

@@ -137,33 +137,37 @@ fn part_freed(control: *mut Control, page: u64, order: u32) -> Option<()> {
         return None;
     }
     let index = (page - first) / page_struct;
+    let mut head = 0;
     for whole in 1..=MAX_ORDER {
-        if splittable >> whole & 1 == 0 {
-            continue;
-        }
         let at = index & ((1 << whole) - 1);
-        let head = page - at * page_struct;
-        let key = encode_address(head);
-        // SAFETY: map values.
-        let found = unsafe { table::peek(bucket(address_hash(head))?, &OverflowMap(control), key) };
-        // A part of a block may be the block of a part: then its size is its own.
-        let Some(block) = found else { continue };
-        let size = order_of((block.size & !FRAGMENT) >> config!(page_shift));
-        if at == 0 || at >= 1 << (size & 31) {
+        if splittable >> whole & 1 == 0 || at == 0 {
             continue;
         }
-        // SAFETY: as above; the pages are being freed, so nobody else works on their block.
-        unsafe {
-            table::take(
-                bucket(address_hash(head))?,
-                &mut OverflowMap(control),
-                key,
-                config!(weakly_ordered) != 0,
-            );
+        let candidate = page - at * page_struct;
+        let key = encode_address(candidate);
+        // SAFETY: map values.
+        let size = unsafe { table::size(bucket(address_hash(candidate))?, &OverflowMap(control), key) };
+        // A part of a block may be the block of a part: then its size is its own.
+        if u64::from(size & !FRAGMENT) >> config!(page_shift) > at {
+            head = candidate;
+            break;
         }
-        keep_rest(control, head, &block, size, order, at);
+    }
+    if head == 0 {
         return None;
     }
+    // Behind the loop, with nothing that depends on where it ended: the verifier goes on from here once.
+    // SAFETY: map values; the pages are being freed, so nobody else works on their block.
+    let block = unsafe {
+        table::take(
+            bucket(address_hash(head))?,
+            &mut OverflowMap(control),
+            encode_address(head),
+            config!(weakly_ordered) != 0,
+        )?
+    };
+    let size = order_of((block.size & !FRAGMENT) >> config!(page_shift));
+    keep_rest(control, head, &block, size, order, (page - head) / page_struct);
     None
 }
 
@@ -183,24 +187,41 @@ fn keep_rest(control: *mut Control, head: u64, block: &Payload, whole: u32, part
     let mut mark = block.size & FRAGMENT;
     remainder(whole, part, at, |first, order| {
         let address = head + first * u64::from(config!(page_size_of));
-        let size = (1_u32 << config!(page_shift)) << (order & 31);
-        let payload = Payload { size: size | mark, ..*block };
+        let size = (1_u32 << config!(page_shift)) << (order & 31) | mark;
         mark = FRAGMENT;
-        // SAFETY: map values; the parts were in no table, because their block was.
-        unsafe {
-            if let Some(bucket) = bucket(address_hash(address)) {
-                let stored = table::put(
-                    bucket,
-                    &mut OverflowMap(control),
-                    encode_address(address),
-                    &payload,
-                    config!(weakly_ordered) != 0,
-                );
-                if !stored.tracked {
-                    atomic::add(&raw mut (*control).overflow_lost, 1);
-                }
-                atomic::or(&raw mut (*control).splittable, 1 << (order & 31));
-            }
-        }
+        keep_part(
+            address,
+            block.time_ns,
+            u64::from(block.site) << 32 | u64::from(block.stack),
+            u64::from(block.tgid) << 32 | u64::from(size),
+        );
     });
+}
+
+/// Puts a part of a block into the table. A global function, of scalars only: the verifier goes
+/// through such a one by itself, and not again for each part that a block may have.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn keep_part(address: u64, time_ns: u64, site_and_stack: u64, tgid_and_size: u64) -> u32 {
+    let Some(control) = control() else { return 1 };
+    let payload = Payload {
+        time_ns,
+        site: (site_and_stack >> 32) as u32,
+        stack: site_and_stack as u32,
+        tgid: (tgid_and_size >> 32) as u32,
+        size: tgid_and_size as u32,
+    };
+    let Some(bucket) = bucket(address_hash(address)) else { return 1 };
+    // SAFETY: map values; the parts were in no table, because their block was.
+    unsafe {
+        let key = encode_address(address);
+        let weakly_ordered = config!(weakly_ordered) != 0;
+        let stored = table::put(bucket, &mut OverflowMap(control), key, &payload, weakly_ordered);
+        if !stored.tracked {
+            atomic::add(&raw mut (*control).overflow_lost, 1);
+        }
+        let order = order_of((payload.size & !FRAGMENT) >> config!(page_shift));
+        atomic::or(&raw mut (*control).splittable, 1 << (order & 31));
+    }
+    0
 }

@@ -23,8 +23,7 @@ fn first_copy(base: u64, offset: u64) -> u64 {
 /// `percpu_alloc_percpu`.
 #[raw_tracepoint(tracepoint = "percpu_alloc_percpu")]
 pub(crate) fn percpu_alloc_percpu(ctx: RawTracePointContext) -> u32 {
-    let object =
-        first_copy(argument(&ctx, config!(percpu_base)), argument(&ctx, config!(percpu_offset)));
+    let object = first_copy(argument(&ctx, config!(percpu_base)), argument(&ctx, config!(percpu_offset)));
     let bytes = if config!(percpu_bytes) == 0 {
         argument(&ctx, config!(percpu_size)) * u64::from(config!(possible_cpus))
     } else {

@@ -157,7 +157,11 @@ pub struct Function<'a> {
 impl Function<'_> {
     /// Whether it is part of an allocator.
     pub fn is_allocator(&self) -> bool {
-        if self.in_module { INLINE.contains(&plain(self.symbol)) } else { is_one_of(self.symbol, &ALLOCATORS) }
+        if self.in_module {
+            INLINE.contains(&plain(self.symbol))
+        } else {
+            is_one_of(self.symbol, &ALLOCATORS)
+        }
     }
 
     /// Whether it is part of an allocator, or allocates for others.
@@ -199,9 +203,7 @@ pub fn call_site(frames: &[Option<Function<'_>>], pages: bool) -> Place {
     };
     let Some(past) = frames[first..].iter().position(|frame| !inner(frame)) else { return Place::Unknown };
     let mut users = frames[first..=first + past].iter().flatten();
-    if pages
-        && users.any(|function| !function.in_module && is_one_of(function.symbol, &PAGE_USERS))
-    {
+    if pages && users.any(|function| !function.in_module && is_one_of(function.symbol, &PAGE_USERS)) {
         return Place::CountedElsewhere;
     }
     Place::At(first + past)
@@ -226,11 +228,17 @@ mod tests {
     fn callers_of_the_page_allocator() {
         for (frames, place) in [
             // 6.12, a driver.
-            ("? bpf_trace_run4 __traceiter_mm_page_alloc __alloc_pages_noprof alloc_pages_mpol_noprof drv_get[m] work", 5),
+            (
+                "? bpf_trace_run4 __traceiter_mm_page_alloc __alloc_pages_noprof alloc_pages_mpol_noprof drv_get[m] work",
+                5,
+            ),
             ("? bpf_trace_run4 __alloc_pages get_free_pages_noprof drv_get[m]", 4),
             // Wrappers that the compiler left in the module.
             ("? bpf_trace_run4 __alloc_pages_noprof alloc_pages_noprof[m] drv_get[m]", 4),
-            ("? __traceiter_alloc_vmap_area alloc_vmap_area __get_vm_area_node __vmalloc_node_range_noprof vmalloc_noprof drv[m]", 6),
+            (
+                "? __traceiter_alloc_vmap_area alloc_vmap_area __get_vm_area_node __vmalloc_node_range_noprof vmalloc_noprof drv[m]",
+                6,
+            ),
             // A function without a symbol is somebody's.
             ("? bpf_trace_run4 __alloc_pages ? schedule", 3),
             ("? __traceiter_alloc_vmap_area alloc_vmap_area __vmalloc_node_range vmalloc drv[m]", 5),
@@ -257,14 +265,16 @@ mod tests {
 
     #[test]
     fn helpers_are_no_culprits() {
-        for symbol in ["__alloc_skb", "kmemdup_noprof", "__kvmalloc_node_noprof", "kasprintf", "devm_kmalloc"] {
+        for symbol in ["__alloc_skb", "kmemdup_noprof", "__kvmalloc_node_noprof", "kasprintf", "devm_kmalloc"]
+        {
             assert!(Function { symbol, in_module: false }.is_helper(), "{symbol}");
         }
         for symbol in ["alloc_inode", "foo_alloc_ctx", "kthread", "vm_area_dup", "skb_queue_tail"] {
             assert!(!Function { symbol, in_module: false }.is_helper(), "{symbol}");
         }
         // In a module only what comes from the kernel's headers.
-        for (symbol, helper) in [("kzalloc_noprof", true), ("kmalloc_ring", false), ("vmalloc_table", false)] {
+        for (symbol, helper) in [("kzalloc_noprof", true), ("kmalloc_ring", false), ("vmalloc_table", false)]
+        {
             assert_eq!(Function { symbol, in_module: true }.is_helper(), helper, "{symbol}");
         }
     }

@@ -110,8 +110,7 @@ fn examine(answer: &mut Answer) -> Result<()> {
     let kernel = probe::probe(root)?;
     answer.sources = sources(&kernel, root);
     answer.blind_spots = blind_spots(&kernel);
-    let settings =
-        Settings { max_size: u32::MAX, families: Family::ALL.to_vec(), ..Settings::default() };
+    let settings = Settings { max_size: u32::MAX, families: Family::ALL.to_vec(), ..Settings::default() };
     let sizes = Sizes::choose(&kernel.machine, Some(TEST_OBJECTS))?;
     let locate = trace::locate(Arc::new(kernel.symbols));
     let mut tracer = Tracer::new(&kernel.layout, sizes, settings, locate, &[])?;

@@ -15,12 +15,16 @@ use tokio::time::Instant as Deadline;
 
 use super::{assemble, output::Output, probe, progress::Progress, stop::Stop};
 use crate::{
-    cli::{Format, TraceArgs},
     analysis::blame::{self, Function, Place},
+    cli::{Format, TraceArgs},
     kernel::{dwarf::DebugInfo, machine::Machine, modules, places::Places, symbols::Symbols},
     proc::slab::{self, CacheTraits, SlabCache},
     report::{escape, text},
-    tracer::{Locate, Located, Settings, Snapshot, Tracer, hooks::UNSEEN, sizes::Sizes},
+    tracer::{
+        Locate, Located, Settings, Snapshot, Tracer,
+        hooks::{Family, UNSEEN},
+        sizes::Sizes,
+    },
     units,
 };
 
@@ -149,7 +153,7 @@ pub(super) fn locate(symbols: Arc<Symbols>) -> Locate {
 
 fn banner(machine: &Machine, tracer: &Tracer, args: &TraceArgs) -> String {
     let (attached, failed): (Vec<_>, Vec<_>) = tracer.hooks().iter().partition(|state| state.error.is_none());
-    let families: Vec<_> = args.families().into_iter().map(|family| family.word()).collect();
+    let families: Vec<_> = args.families().into_iter().map(Family::word).collect();
     let unseen = UNSEEN.iter().filter(|unseen| args.families().contains(&unseen.family)).count();
     let blind = match failed.len() + unseen {
         0 => "no blind spots".to_owned(),
@@ -228,12 +232,7 @@ async fn watch(
 }
 
 /// Waits for the next tick, but relieves the tables whenever they fill up; true when a signal came first.
-async fn rest(
-    tracer: &mut Tracer,
-    stop: &Stop,
-    deadline: Deadline,
-    places: &mut Places,
-) -> Result<bool> {
+async fn rest(tracer: &mut Tracer, stop: &Stop, deadline: Deadline, places: &mut Places) -> Result<bool> {
     let interval = tracer.relief_interval();
     loop {
         if stop.wait_until((Deadline::now() + interval).min(deadline)).await {

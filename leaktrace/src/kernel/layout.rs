@@ -144,8 +144,11 @@ fn member(btf: &Btf, structure: &str, name: &str) -> Result<u32> {
 
 /// Indices of the arguments of `percpu_alloc_percpu`: `call_site` and `bytes_alloc` came in 6.0.
 fn resolve_percpu(config: &mut Config, btf: &Btf) {
-    let Some(parameters) = btf.parameters(&format!("{TRACEPOINT_FUNCTION}percpu_alloc_percpu")) else { return };
-    let index = |name: &str| parameters.iter().skip(1).position(|parameter| parameter == name).map(|i| i as u32);
+    let Some(parameters) = btf.parameters(&format!("{TRACEPOINT_FUNCTION}percpu_alloc_percpu")) else {
+        return;
+    };
+    let index =
+        |name: &str| parameters.iter().skip(1).position(|parameter| parameter == name).map(|i| i as u32);
     if let (Some(call_site), Some(size), Some(base), Some(offset)) =
         (index("call_site"), index("size"), index("base_addr"), index("off"))
     {

@@ -24,19 +24,22 @@ pub fn text(root: &Path, name: &str, symbols: &Symbols) -> Option<(u64, u64)> {
             Some((module, base))
         })
         .collect();
-    let base = bases.iter().find(|(module, _)| *module == name).map(|&(_, base)| base).filter(|&base| base != 0)?;
+    let base =
+        bases.iter().find(|(module, _)| *module == name).map(|&(_, base)| base).filter(|&base| base != 0)?;
     let last = symbols.last_of(name, base).unwrap_or(base);
     let sections = fs::read_dir(root.join("sys/module").join(name).join("sections")).ok();
     let sections = sections.into_iter().flatten().flatten().filter_map(|entry| {
         let text = fs::read_to_string(entry.path()).ok()?;
         u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
     });
+    let behind = |address: &u64| *address > last;
     let end = sections
-        .chain(bases.iter().map(|&(_, base)| base))
-        .filter(|&address| address > last)
+        .filter(behind)
         .min()
         .filter(|&end| end - last <= LONGEST_FUNCTION)
         .unwrap_or((last / PAGE + 1) * PAGE);
+    let next = bases.iter().map(|&(_, base)| base).filter(behind).min();
+    let end = next.map_or(end, |next| end.min(next));
     Some((base, end))
 }
 

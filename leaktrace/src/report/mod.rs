@@ -3,6 +3,7 @@
 pub mod model;
 pub mod page;
 pub mod text;
+pub mod unload;
 
 use std::{borrow::Cow, fmt::Write as _};
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+pub use super::unload::{LeftSite, Unload};
+
 /// Name and version of the schema.
 pub const SCHEMA: &str = "leaktrace.report/1";
 
@@ -35,36 +37,6 @@ pub struct Report {
     pub modules: Vec<Module>,
     /// Watched modules that were removed, and what they left behind.
     pub unloads: Vec<Unload>,
-}
-
-/// A watched module was removed.
-#[derive(Clone, Debug, Serialize)]
-pub struct Unload {
-    /// Its name.
-    pub module: String,
-    /// When, since the start of the trace.
-    pub after_s: f64,
-    /// `leak`, or `suspect` where objects may have been freed unseen.
-    pub verdict: &'static str,
-    /// Why it is only suspected.
-    pub doubt: Option<String>,
-    /// What it allocated itself and nobody has freed since.
-    pub left: Amount,
-    /// The same by call site, the most bytes first.
-    pub sites: Vec<LeftSite>,
-}
-
-/// What a removed module left behind from one call site.
-#[derive(Clone, Debug, Serialize)]
-pub struct LeftSite {
-    /// The module's function that allocated it.
-    pub function: Frame,
-    /// As of a finding.
-    pub family: &'static str,
-    /// Name of the slab cache, or what stands for it.
-    pub cache: String,
-    /// What is left.
-    pub left: Amount,
 }
 
 /// The machine.

@@ -47,12 +47,24 @@ fn write_report(out: &mut String, report: &Report, style: &Style) -> fmt::Result
         }
         modules(out, report)?;
     }
+    unloads(out, report)?;
     caches(out, report, style)?;
     coverage(out, report)?;
     cost(out, report, style)
 }
 
 fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
+    for unload in report.unloads.iter().filter(|unload| unload.left.objects > 0) {
+        let word = unload.verdict.to_uppercase();
+        let text = format!(
+            "{word:<7}  {} was removed after {} and left {} objects behind, {}.",
+            escape(&unload.module),
+            units::seconds(unload.after_s),
+            units::count(unload.left.objects),
+            units::bytes(unload.left.bytes as f64)
+        );
+        writeln!(out, "{}", paint(style, "1;31", &wrap(&text, WIDTH - 9).join("\n         ")))?;
+    }
     let window = units::seconds(report.window.duration_s);
     let suspects = report.findings.iter().filter(|finding| finding.verdict == "suspect").count();
     match report.findings.first().filter(|_| suspects > 0) {
@@ -76,7 +88,7 @@ fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
         None => writeln!(
             out,
             "{}",
-            paint(style, "1;32", &format!("No site kept a growing number of slab objects in {window}."))
+            paint(style, "1;32", &format!("No site kept a growing number of objects in {window}."))
         )?,
     }
     if report.coverage.sampling > 1 {
@@ -183,7 +195,15 @@ fn finding_in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::R
         )?;
     }
     let next = match finding.verdict {
-        "suspect" => format!("leaktrace --duration 5m --cache '{}' --overhead 5", escape(&finding.cache)),
+        "suspect" if finding.is_module => {
+            format!("leaktrace --duration 5m --module {}", escape(&finding.module))
+        }
+        "suspect" => match finding.family {
+            family @ ("page" | "vmalloc" | "percpu") => {
+                format!("leaktrace --duration 5m --family {family} --overhead 5")
+            }
+            _ => format!("leaktrace --duration 5m --cache '{}' --overhead 5", escape(&finding.cache)),
+        },
         "cache" => "echo 2 > /proc/sys/vm/drop_caches frees such objects if nothing holds them".to_owned(),
         _ => return Ok(()),
     };
@@ -205,6 +225,32 @@ fn modules(out: &mut String, report: &Report) -> fmt::Result {
             units::bytes(module.survivor_bytes as f64),
             growth(module.bytes_per_s)
         )?;
+    }
+    Ok(())
+}
+
+/// What watched modules left behind when they were removed.
+fn unloads(out: &mut String, report: &Report) -> fmt::Result {
+    for unload in &report.unloads {
+        let (module, after) = (escape(&unload.module), units::seconds(unload.after_s));
+        if unload.sites.is_empty() {
+            writeln!(out, "\n{module} was removed after {after}, and left nothing that was traced.")?;
+            continue;
+        }
+        writeln!(out, "\nLeft behind by {module}, removed after {after}")?;
+        for site in &unload.sites {
+            writeln!(
+                out,
+                "  {:<44} {:<18} {:>10} {:>10}",
+                place(&site.function, 44),
+                shorten(&escape(&site.cache), 18),
+                units::count(site.left.objects),
+                units::bytes(site.left.bytes as f64)
+            )?;
+        }
+        if let Some(doubt) = &unload.doubt {
+            paragraph(out, 2, &escape(doubt))?;
+        }
     }
     Ok(())
 }
@@ -296,9 +342,10 @@ fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
             if let Some(ns) = program.ns_per_run {
                 writeln!(
                     out,
-                    "  {:<24} {ns:>6.0} ns per event, {} measured",
+                    "  {:<30} {ns:>6.0} ns per event, {} measured, {} missed",
                     program.name,
-                    units::count(program.runs)
+                    units::count(program.runs),
+                    units::count(program.recursion_misses)
                 )?;
             }
         }

@@ -180,10 +180,9 @@ impl Offer<'_> {
         }
     }
 
-    /// kfree_rcu takes what kmalloc gave, and kvfree_rcu what vmalloc gave.
+    /// `kfree_rcu` takes what kmalloc gave, and `kvfree_rcu` what vmalloc gave.
     fn rcu_frees(&mut self) {
-        let family =
-            if self.families.contains(&Family::Slab) { Family::Slab } else { Family::Vmalloc };
+        let family = if self.families.contains(&Family::Slab) { Family::Slab } else { Family::Vmalloc };
         if let Some(target) = self.function(&["kvfree_call_rcu"]) {
             self.add(
                 Some(family),
@@ -224,8 +223,9 @@ impl Offer<'_> {
                 "alloc_vmap_area",
                 ("alloc_vmap_area", "vmalloc, vmap, ioremap", "vmalloc areas are not seen"),
                 [
-                    function
-                        .map(|target| vec![Program { name: "fexit_alloc_vmap_area", target, kind: Kind::Fexit }]),
+                    function.map(|target| {
+                        vec![Program { name: "fexit_alloc_vmap_area", target, kind: Kind::Fexit }]
+                    }),
                     function.map(|target| {
                         vec![Program { name: "kretprobe_alloc_vmap_area", target, kind: Kind::Kprobe }]
                     }),
@@ -251,7 +251,11 @@ impl Offer<'_> {
             Some(Family::Page),
             false,
             true,
-            ("mm_page_free", "freeing pages, alone and in batches", "pages that are freed would all look leaked"),
+            (
+                "mm_page_free",
+                "freeing pages, alone and in batches",
+                "pages that are freed would all look leaked",
+            ),
         );
     }
 
@@ -323,7 +327,12 @@ pub fn for_kernel(layout: &Layout, families: &[Family], modules: bool, refused: 
     offer.slab_frees();
     offer.rcu_frees();
     offer.other_frees();
-    offer.tracepoint(None, false, false, ("task_rename", "exec", "tasks may go by the name from before their exec"));
+    offer.tracepoint(
+        None,
+        false,
+        false,
+        ("task_rename", "exec", "tasks may go by the name from before their exec"),
+    );
     if modules {
         offer.tracepoint(
             None,

@@ -1,6 +1,6 @@
 //! Loading and attaching the programs, and saying in one line what the kernel refused.
 
-use std::{io, os::fd::AsFd as _, path::Path};
+use std::{io, os::fd::AsFd as _};
 
 use anyhow::{Result, anyhow};
 use aya::{
@@ -18,9 +18,6 @@ use super::{
     sizes::Sizes,
 };
 use crate::units;
-
-/// Where the kernel says how kprobes are attached, if it has them (`kernel/events/core.c`).
-const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 
 /// Frames that are looked at for those of a watched module.
 const WATCHED_DEPTH: u32 = 40;
@@ -229,9 +226,6 @@ fn explain_program(error: ProgramError, program: &Program, verb: &str) -> anyhow
             program.target,
             program.mechanism().word()
         ),
-        (Some(Some(libc::ENOENT)), _) if program.kind == Kind::Kprobe && !Path::new(KPROBES).exists() => {
-            anyhow!("this kernel has no kprobes")
-        }
         (Some(Some(libc::ENOENT)), _) if program.kind == Kind::RawTracepoint => {
             anyhow!("this kernel has no tracepoint {}", program.target)
         }

@@ -3,14 +3,17 @@
 
 pub mod cost;
 pub mod hooks;
+mod left;
 mod load;
 mod mapped;
 mod messages;
 mod names;
+mod page_uses;
 mod programs;
 mod sampling;
 mod scan;
 mod series;
+mod settings;
 mod sites;
 pub mod sizes;
 mod snapshot;
@@ -23,53 +26,21 @@ use aya::Ebpf;
 use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, SITE_SUSPECT, Site, StackRecord};
 
 use self::{
-    cost::CostMeter,
-    hooks::{Family, Mechanism},
-    mapped::MappedArray,
-    messages::Messages,
-    programs::Programs,
-    scan::Question,
-    sites::SiteTable,
-    sizes::Sizes,
-    watch::Watch,
+    cost::CostMeter, mapped::MappedArray, messages::Messages, programs::Programs, scan::Question,
+    sites::SiteTable, sizes::Sizes, watch::Watch,
 };
 pub use self::{
     cost::ProgramCost,
+    left::Left,
     programs::HookState,
     scan::LiveObject,
     series::Series,
+    settings::Settings,
     sites::{Locate, Located},
-    snapshot::{Left, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
+    snapshot::{Lost, SiteRecord, Snapshot, StackShare, TaskShare},
     watch::Stay,
 };
 use crate::kernel::layout::Layout;
-
-/// What the user wants of a trace.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    /// Share of each CPU for stack captures, 0 to 1; 1 captures every stack.
-    pub stack_share: f64,
-    /// Frames that a captured stack may have, those of the tracing itself included.
-    pub stack_depth: u32,
-    /// Smallest object size recorded.
-    pub min_size: u32,
-    /// Largest object size recorded.
-    pub max_size: u32,
-    /// Whether only the caches below are recorded.
-    pub filter_caches: bool,
-    /// Names of the caches that the filter lets through.
-    pub caches: Vec<String>,
-    /// What is tracked.
-    pub families: Vec<Family>,
-    /// Names of the modules that the stack of what is recorded has to pass through; none: everything is.
-    pub modules: Vec<String>,
-    /// Mechanisms that are not to be used.
-    pub refused: Vec<Mechanism>,
-    /// Age from which a live object is a survivor.
-    pub min_age: Duration,
-    /// Ask the verifier for its log when it refuses.
-    pub verbose: bool,
-}
 
 /// What one tick shows.
 #[derive(Clone, Copy, Debug, Default)]

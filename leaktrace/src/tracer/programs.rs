@@ -1,15 +1,18 @@
 //! The programs on their hooks: each by the best mechanism that the kernel lets it have.
 
-use std::cell::OnceCell;
+use std::{cell::OnceCell, path::Path};
 
 use anyhow::{Result, anyhow};
 use aya::{Btf, Ebpf};
 
 use super::{
     cost::{self, ProgramCost},
-    hooks::{Family, Hook, Program},
+    hooks::{Family, Hook, Kind, Program},
     load,
 };
+
+/// Where the kernel says how kprobes are attached, if it has them (`kernel/events/core.c`).
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
 
 /// A hook, and how it is attached, or why it is not.
 #[derive(Clone, Debug)]
@@ -85,6 +88,10 @@ impl Programs {
     }
 
     fn load_way(&self, ebpf: &mut Ebpf, way: &[Program]) -> Result<()> {
+        // Verifying a program that cannot be attached would be in vain.
+        if way.iter().any(|program| program.kind == Kind::Kprobe) && !Path::new(KPROBES).exists() {
+            return Err(anyhow!("this kernel has no kprobes"));
+        }
         for (index, program) in way.iter().enumerate() {
             let btf = self
                 .btf
@@ -135,8 +142,12 @@ impl Programs {
         let family = hook.family.filter(|&family| family != Family::Slab && !hook.frees)?;
         self.hooks
             .iter()
-            .find(|state| state.hook.frees && state.hook.family == Some(family) && state.error.is_some()
-                && state.hook.name != "kvfree_call_rcu")
+            .find(|state| {
+                state.hook.frees
+                    && state.hook.family == Some(family)
+                    && state.error.is_some()
+                    && state.hook.name != "kvfree_call_rcu"
+            })
             .map(|state| state.hook.name)
     }
 

@@ -1,8 +1,8 @@
 //! The sites and their counters, as user space sees them.
 
 use leaktrace_common::{
-    Counters, FAMILY_KMALLOC_LARGE, FAMILY_PAGE, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED, SITE_READY, SITE_SUSPECT, Site,
-    StackRecord,
+    Counters, FAMILY_KMALLOC_LARGE, FAMILY_PAGE, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED,
+    SITE_READY, SITE_SUSPECT, Site, StackRecord,
 };
 use rustc_hash::FxHashMap;
 
@@ -33,11 +33,7 @@ pub struct Sum {
 impl Sum {
     /// What the scaling of samples needs.
     pub fn raw(&self) -> Raw {
-        Raw {
-            allocated: self.allocated,
-            untracked: self.untracked,
-            freed: self.freed + self.implicit_frees,
-        }
+        Raw { allocated: self.allocated, untracked: self.untracked, freed: self.freed + self.implicit_frees }
     }
 }
 

@@ -1,21 +1,18 @@
 //! The last look: everything that analysis needs, as plain values.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use leaktrace_common::{
-    Control, FAMILY_PAGE, FAMILY_PERCPU, FAMILY_UNKNOWN_FREE, FAMILY_VMALLOC, LIFETIME_CLASSES, Payload,
-    SITE_IGNORED, Site,
+    FAMILY_PAGE, FAMILY_PERCPU, FAMILY_UNKNOWN_FREE, FAMILY_VMALLOC, LIFETIME_CLASSES, SITE_IGNORED, Site,
 };
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::{
     Tracer,
     cost::ProgramCost,
-    monotonic_ns, names,
+    left::{self, Left},
+    monotonic_ns, names, page_uses,
     programs::HookState,
     scan::{self, LiveObject, Question},
     series::Series,
@@ -23,7 +20,6 @@ use super::{
     sizes::Sizes,
     watch::Stay,
 };
-use crate::proc::kpageflags;
 
 /// Distinct stacks reported for one site, the most frequent ones.
 const STACKS_PER_SITE: usize = 16;
@@ -112,25 +108,6 @@ pub struct SiteRecord {
     pub objects: Vec<LiveObject>,
 }
 
-/// Objects that live and that are older than the removal of a watched module.
-#[derive(Clone, Debug)]
-pub struct Left {
-    /// Index of the last stay that had ended when they were older than its end; see [`Snapshot::stays`].
-    pub stay: usize,
-    /// `kmalloc`, `kmem_cache` and so on.
-    pub family: &'static str,
-    /// Name of the slab cache, or what stands for it.
-    pub cache: String,
-    /// Return addresses, the call site first.
-    pub frames: Vec<u64>,
-    /// Objects.
-    pub objects: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Frees of its site that were not seen when they happened.
-    pub implicit_frees: u64,
-}
-
 /// Everything that was seen.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -174,6 +151,9 @@ pub struct Snapshot {
     pub slowest_scan: Duration,
 }
 
+/// One of the sites that are reported as one: its index, description and counters.
+type Member = (usize, Site, Sum);
+
 /// Takes the last look; the programs are detached.
 pub(super) fn take(
     tracer: &mut Tracer,
@@ -184,8 +164,8 @@ pub(super) fn take(
     let now = monotonic_ns();
     let control = tracer.control.read(0);
     let overflow = tracer.overflowed()?;
-    let (excluded, page_uses_error) = pages_of_others(tracer, &control, &overflow);
-    let removals: Vec<u64> = ended(tracer.watch.stays()).map(|(_, removed)| removed).collect();
+    let (excluded, page_uses_error) = page_uses::of_others(tracer, &control, &overflow);
+    let removals: Vec<u64> = left::ended(tracer.watch.stays()).map(|(_, removed)| removed).collect();
     let question = Question {
         born_before_ns: now.saturating_sub(tracer.settings.min_age.as_nanos() as u64),
         excluded: Some(&excluded),
@@ -205,7 +185,7 @@ pub(super) fn take(
     };
     let mut unknown_frees: FxHashMap<String, u64> = FxHashMap::default();
     // Sites by the first one of their call site, in the order of the table.
-    let mut groups: Vec<(usize, Vec<(usize, Site, Sum)>)> = Vec::new();
+    let mut groups: Vec<(usize, Vec<Member>)> = Vec::new();
     let mut group_of: FxHashMap<usize, usize> = FxHashMap::default();
     for (index, site) in tracer.sites.used().collect::<Vec<_>>() {
         let mut sum = tracer.sites.sum(index);
@@ -231,7 +211,7 @@ pub(super) fn take(
         });
         groups[group].1.push((index, site, sum));
     }
-    let left = left_behind(tracer, &details, trusted);
+    let left = left::behind(tracer, &details, trusted);
     let (mut by_task, mut by_stack) = split_groups(&details.groups);
     let mut sites = Vec::new();
     for (first, members) in groups {
@@ -292,7 +272,8 @@ pub(super) fn take(
     })
 }
 
-fn is_slab(family: u32) -> bool {
+/// Whether a family is of slab.
+pub(super) fn is_slab(family: u32) -> bool {
     !matches!(family, FAMILY_PAGE | FAMILY_VMALLOC | FAMILY_PERCPU)
 }
 
@@ -342,69 +323,6 @@ fn add_member(
 fn merge(into: &mut FxHashMap<u32, u64>, from: Option<FxHashMap<u32, u64>>) {
     for (id, objects) in from.unwrap_or_default() {
         *into.entry(id).or_default() += objects;
-    }
-}
-
-/// Stays that have ended, by when they ended.
-fn ended(stays: &[Stay]) -> impl Iterator<Item = (usize, u64)> {
-    let mut ended: Vec<_> =
-        stays.iter().enumerate().filter_map(|(index, stay)| Some((index, stay.removed_ns?))).collect();
-    ended.sort_unstable_by_key(|&(_, removed)| removed);
-    ended.into_iter()
-}
-
-/// What lives and is older than the removal of a watched module. An object is given to the first
-/// module that was removed after it was allocated: whose it is, the frames tell.
-fn left_behind(tracer: &Tracer, details: &scan::Details, trusted: bool) -> Vec<Left> {
-    let stays: Vec<_> = ended(tracer.watch.stays()).collect();
-    let mut left = Vec::new();
-    for (&(index, stack, later), &(objects, bytes)) in &details.left {
-        let site_index = index as usize;
-        let Some(&(stay, _)) = stays.get(later) else { continue };
-        let Some((_, site)) = tracer.sites.used().find(|&(used, _)| used == site_index) else { continue };
-        if site.flags & SITE_IGNORED != 0 {
-            continue;
-        }
-        let bytes = if is_slab(site.family) { objects * u64::from(site.object_size) } else { bytes };
-        left.push(Left {
-            stay,
-            family: names::family_name(site.family),
-            cache: names::cache_name(&site, trusted),
-            frames: names::read_stack(&tracer.stacks, stack, tracer.sites.call_site(site_index, &site)),
-            objects,
-            bytes,
-            implicit_frees: tracer.sites.sum(site_index).implicit_frees,
-        });
-    }
-    left
-}
-
-/// Addresses of tracked pages that are slab, a user's, of the page cache or free by now, and why
-/// that is not known, if it is not.
-fn pages_of_others(
-    tracer: &Tracer,
-    control: &Control,
-    overflow: &[(u64, Payload)],
-) -> (FxHashSet<u64>, Option<String>) {
-    let pages: FxHashSet<u32> = tracer
-        .sites
-        .used()
-        .filter(|(_, site)| site.family == FAMILY_PAGE)
-        .map(|(index, _)| index as u32)
-        .collect();
-    if pages.is_empty() {
-        return (FxHashSet::default(), None);
-    }
-    let each = u64::from(tracer.page_struct);
-    if each == 0 || control.vmemmap == 0 {
-        return (FxHashSet::default(), Some("the place of struct page is not known".to_owned()));
-    }
-    let addresses = scan::addresses(&tracer.live, overflow, |site| pages.contains(&site));
-    let mut frames: Vec<u64> =
-        addresses.iter().filter(|&&page| page >= control.vmemmap).map(|page| (page - control.vmemmap) / each).collect();
-    match kpageflags::not_a_drivers(Path::new("/"), &mut frames) {
-        Ok(others) => (others.into_iter().map(|frame| control.vmemmap + frame * each).collect(), None),
-        Err(error) => (FxHashSet::default(), Some(format!("{error:#}"))),
     }
 }
 

@@ -52,8 +52,7 @@ impl Watch {
     /// Tells the programs of a module that is loaded already; before they are attached.
     pub(super) fn begin_with(&mut self, control: &MappedArray<Control>, module: &str, text: (u64, u64)) {
         let Some(index) = self.modules.iter().position(|name| name == module) else { return };
-        let stay =
-            Stay { module: module.to_owned(), ranges: [text, (0, 0)], loaded_ns: 0, removed_ns: None };
+        let stay = Stay { module: module.to_owned(), ranges: [text, (0, 0)], loaded_ns: 0, removed_ns: None };
         self.stays.push(stay);
         let control = control.at(0);
         // SAFETY: both are mapped, and no program runs yet.
@@ -87,8 +86,11 @@ impl Watch {
             self.seen += 1;
             let Some(module) = self.modules.get(event.module as usize) else { continue };
             if event.loaded == 0 {
-                if let Some(stay) =
-                    self.stays.iter_mut().rev().find(|stay| stay.module == *module && stay.removed_ns.is_none())
+                if let Some(stay) = self
+                    .stays
+                    .iter_mut()
+                    .rev()
+                    .find(|stay| stay.module == *module && stay.removed_ns.is_none())
                 {
                     stay.removed_ns = Some(event.time_ns);
                 }

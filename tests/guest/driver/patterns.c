@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Behaviour over time: what hides a leak, and what looks like one. */
+#include <linux/completion.h>
+#include <linux/hrtimer.h>
 #include <linux/jiffies.h>
 #include <linux/list.h>
 #include <linux/rhashtable.h>
@@ -141,12 +143,60 @@ out:
 	return error;
 }
 
+/* Interrupts that allocate and free in the middle of whatever does the same: `n` of them. */
+static struct hrtimer storm_timer;
+static unsigned int storm_left;
+static DECLARE_COMPLETION(storm_over);
+
+static noinline void storm_in_interrupt(void)
+{
+	void *object = kmalloc(1300, GFP_ATOMIC);
+
+	OPTIMIZER_HIDE_VAR(object);
+	kfree(object);
+}
+
+static enum hrtimer_restart storm_tick(struct hrtimer *timer)
+{
+	storm_in_interrupt();
+	if (!--storm_left) {
+		complete(&storm_over);
+		return HRTIMER_NORESTART;
+	}
+	hrtimer_forward_now(timer, ns_to_ktime(100 * NSEC_PER_USEC));
+	return HRTIMER_RESTART;
+}
+
+static noinline int storm_balanced(unsigned int n)
+{
+	reinit_completion(&storm_over);
+	storm_left = n;
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
+	hrtimer_setup(&storm_timer, storm_tick, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED_HARD);
+#else
+	hrtimer_init(&storm_timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED_HARD);
+	storm_timer.function = storm_tick;
+#endif
+	hrtimer_start(&storm_timer, ns_to_ktime(100 * NSEC_PER_USEC), HRTIMER_MODE_REL_PINNED_HARD);
+	while (!try_wait_for_completion(&storm_over)) {
+		void *object = kmalloc(1300, GFP_KERNEL);
+
+		if (!object)
+			return -ENOMEM;
+		OPTIMIZER_HIDE_VAR(object);
+		kfree(object);
+		cond_resched();
+	}
+	return 0;
+}
+
 const struct leak_path pattern_paths[] = {
 	{ "hidden", hidden_leak, NULL },
 	{ "unbounded_list", unbounded_list_leak, NULL },
 	{ "slow", NULL, slow_balanced },
 	{ "pool", NULL, pool_balanced },
 	{ "rhashtable", NULL, rhashtable_balanced },
+	{ "storm", NULL, storm_balanced },
 	{}
 };
 

@@ -149,34 +149,35 @@ static __always_inline void napi_put(void *object)
 }
 PATH(napi)
 
-/* Objects that are allocated or freed many at a time. */
+/* `n` objects that are allocated or freed in one call. */
 static __always_inline int in_bulk(unsigned int n, bool get_in_bulk, bool free)
 {
-	void *held[HELD];
-	unsigned int i, some;
+	void **held = kvmalloc_array(n, sizeof(*held), GFP_KERNEL);
+	unsigned int i = 0;
+	int error = 0;
 
-	for (; n; n -= some) {
-		some = n < HELD ? n : HELD;
-		if (get_in_bulk) {
-			if (!kmem_cache_alloc_bulk(cache, GFP_KERNEL, some, held))
-				return -ENOMEM;
-		} else {
-			for (i = 0; i < some; i++) {
-				held[i] = kmem_cache_alloc(cache, GFP_KERNEL);
-				if (!held[i])
-					return -ENOMEM;
-			}
-		}
-		if (!free)
-			continue;
-		if (get_in_bulk) {
-			for (i = 0; i < some; i++)
-				kmem_cache_free(cache, held[i]);
-		} else {
-			kmem_cache_free_bulk(cache, some, held);
+	if (!held)
+		return -ENOMEM;
+	if (get_in_bulk) {
+		if (!kmem_cache_alloc_bulk(cache, GFP_KERNEL, n, held))
+			error = -ENOMEM;
+	} else {
+		for (i = 0; i < n && !error; i++) {
+			held[i] = kmem_cache_alloc(cache, GFP_KERNEL);
+			if (!held[i])
+				error = -ENOMEM;
 		}
 	}
-	return 0;
+	if (free && !error) {
+		if (get_in_bulk) {
+			for (i = 0; i < n; i++)
+				kmem_cache_free(cache, held[i]);
+		} else {
+			kmem_cache_free_bulk(cache, n, held);
+		}
+	}
+	kvfree(held);
+	return error;
 }
 
 static noinline int alloc_bulk_leak(unsigned int n)
@@ -226,19 +227,19 @@ static noinline int kfree_bulk_leak(unsigned int n)
 
 static noinline int kfree_bulk_balanced(unsigned int n)
 {
-	void *held[HELD];
-	unsigned int i, some;
+	void **held = kvmalloc_array(n, sizeof(*held), GFP_KERNEL);
+	unsigned int i;
 
-	for (; n; n -= some) {
-		some = n < HELD ? n : HELD;
-		for (i = 0; i < some; i++) {
-			/* Objects of different caches in one call, as kfree_rcu's batches have. */
-			held[i] = kmalloc(i % 2 ? SIZE : SIZE / 4, GFP_KERNEL);
-			if (!held[i])
-				return -ENOMEM;
-		}
-		kfree_bulk(some, held);
+	if (!held)
+		return -ENOMEM;
+	for (i = 0; i < n; i++) {
+		/* Objects of different caches in one call, as kfree_rcu's batches have. */
+		held[i] = kmalloc(i % 2 ? SIZE : SIZE / 4, GFP_KERNEL);
+		if (!held[i])
+			return -ENOMEM;
 	}
+	kfree_bulk(n, held);
+	kvfree(held);
 	return 0;
 }
 

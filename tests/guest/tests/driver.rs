@@ -46,7 +46,9 @@ pub fn run(path: &str, mode: Mode, objects: u64) -> Result<bool> {
     let mode = if mode == Mode::Leak { "leak" } else { "balanced" };
     match fs::write(RUN, format!("{path} {mode} {objects}")) {
         Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) && std::path::Path::new(RUN).exists() => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) && std::path::Path::new(RUN).exists() => {
+            Ok(false)
+        }
         Err(error) => Err(error).with_context(|| format!("the driver cannot do {path} {mode} {objects}")),
     }
 }

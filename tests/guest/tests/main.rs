@@ -1,7 +1,9 @@
 //! What is tested in a guest: leaktrace on its kernel, against a driver whose truth is known.
 
 mod driver;
+mod module;
 mod paths;
+mod peer;
 mod trace;
 
 use std::{fs, process::ExitCode};
@@ -11,10 +13,13 @@ use anyhow::Result;
 /// A test: its name, and what it does; true when it is right.
 type Test = (&'static str, fn() -> Result<bool>);
 
-const TESTS: [Test; 3] = [
+const TESTS: [Test; 6] = [
     ("every path, by fentry", || paths::test(paths::Hooked::Fentry)),
     ("every path, by kprobes", || paths::test(paths::Hooked::Kprobe)),
     ("every path, without either", || paths::test(paths::Hooked::Not)),
+    ("ten thousand objects freed without a tracepoint", peer::test),
+    ("interrupts in the middle", module::storm),
+    ("the four largest leaks of a module, and its removal", module::test),
 ];
 
 fn main() -> ExitCode {

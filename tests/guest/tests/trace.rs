@@ -26,7 +26,18 @@ impl Trace {
     /// Starts it, and waits until it traces.
     pub fn start(args: &[&str]) -> Result<Self> {
         let mut child = Command::new(LEAKTRACE)
-            .args(["--format", "json", "--top", "10000", "--duration", "1h", "--min-age", "1s", "--max-objects", "200000"])
+            .args([
+                "--format",
+                "json",
+                "--top",
+                "10000",
+                "--duration",
+                "1h",
+                "--min-age",
+                "1s",
+                "--max-objects",
+                "200000",
+            ])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -99,7 +110,9 @@ impl Report {
 
     /// Paths that were not seen.
     pub fn blind_spots(&self) -> Vec<String> {
-        items(&self.0["coverage"]["blind_spots"]).filter_map(|spot| Some(spot["path"].as_str()?.to_owned())).collect()
+        items(&self.0["coverage"]["blind_spots"])
+            .filter_map(|spot| Some(spot["path"].as_str()?.to_owned()))
+            .collect()
     }
 
     /// How a hook was attached; `None` when it was refused or is not there.

@@ -99,7 +99,8 @@ fn blind_spots(
         spot("/proc/kpageflags", &effect, Vec::new());
     }
     if snapshot.module_events_missed > 0 {
-        let effect = format!("{} loads or removals of watched modules were not seen", snapshot.module_events_missed);
+        let effect =
+            format!("{} loads or removals of watched modules were not seen", snapshot.module_events_missed);
         spot("modules that come and go", &effect, Vec::new());
     }
     if !snapshot.page_lookup && tracked(Family::Slab) {

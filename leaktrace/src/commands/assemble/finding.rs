@@ -48,11 +48,7 @@ pub(super) fn finding(
         freed: site.freed,
         implicit_frees: site.implicit_frees,
         live: Amount { objects: site.live, bytes: site.live_bytes },
-        survivors: Survivors {
-            objects: site.survivors,
-            bytes: site.survivor_bytes,
-            oldest_s: site.oldest_s,
-        },
+        survivors: Survivors { objects: site.survivors, bytes: site.survivor_bytes, oldest_s: site.oldest_s },
         growth: Growth { bytes_per_s: judged.evidence.growth * f64::from(site.object_size), p_value: None },
         lifetime: Lifetime {
             p50_us: lifetime::percentile_us(&site.lifetimes, 0.5),
