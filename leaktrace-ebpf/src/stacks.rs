@@ -17,7 +17,7 @@ use leaktrace_ebpf::{
 
 use crate::{
     config::config,
-    maps::{MODULES, STACKS, scratch},
+    maps::{MODULES, SCRATCH_WORDS, STACKS, scratch},
 };
 
 /// What the budget can save up: a burst of this much capturing needs no choice.
@@ -188,8 +188,13 @@ unsafe fn read(ctx: &impl EbpfContext, program: u32, control: *mut Control) -> C
             atomic::add(&raw mut (*control).stacks_failed, 1);
             return Captured::NONE;
         }
-        let depth = bytes as u64 / 8;
         let frames = buffer.cast::<u64>();
+        // Each loop that ends by the depth tells the verifier, at each of its ends, how deep the stack
+        // then is, and it would follow the rest of the program for all of them. What comes from memory
+        // it knows nothing of.
+        let kept = frames.add(SCRATCH_WORDS - 1);
+        kept.write_volatile(bytes as u64 / 8);
+        let depth = kept.read_volatile();
         let mut hash = depth;
         let mut place = 0;
         for i in 0..MAX_STACK_DEPTH {
@@ -202,12 +207,13 @@ unsafe fn read(ctx: &impl EbpfContext, program: u32, control: *mut Control) -> C
                 place = hash;
             }
         }
-        let watched = if config!(filter_modules) == 0 { 0 } else { passes(control, frames, depth) };
+        let watched =
+            if config!(filter_modules) == 0 { 0 } else { passes(control, frames, kept.read_volatile()) };
         if config!(filter_modules) != 0 && watched == 0 {
             // Not kept: nothing will refer to it.
             return Captured { id: 0, watched, place };
         }
-        Captured { id: intern(control, frames, depth, hash | 1), watched, place }
+        Captured { id: intern(control, frames, kept.read_volatile(), hash | 1), watched, place }
     }
 }
 
@@ -243,6 +249,8 @@ unsafe fn passes(control: *mut Control, frames: *const u64, depth: u64) -> u32 {
     }
     (found >> 63) as u32
 }
+
+const _: () = assert!(SCRATCH_WORDS > MAX_STACK_DEPTH, "the last word is for the depth");
 
 #[inline(always)]
 unsafe fn intern(control: *mut Control, frames: *const u64, depth: u64, hash: u64) -> u32 {

@@ -227,7 +227,7 @@ fn write_text(out: &mut String, answer: &Answer) -> std::fmt::Result {
     }
     for hook in &answer.hooks {
         let state = match (&hook.error, hook.self_test) {
-            (Some(error), _) => format!("refused: {}", escape(error)),
+            (Some(_), _) => "refused:".to_owned(),
             (None, Some(outcome)) => format!(
                 "{}: saw {} of {}",
                 if outcome.passed() { "works" } else { "DEAF" },
@@ -237,6 +237,9 @@ fn write_text(out: &mut String, answer: &Answer) -> std::fmt::Result {
             (None, None) => "attached, not tested".into(),
         };
         writeln!(out, "  {:<24} {:<16} {state}", hook.name, hook.mechanism)?;
+        if let Some(error) = &hook.error {
+            page::paragraph(out, 4, &escape(error))?;
+        }
     }
     if !answer.sources.is_empty() {
         writeln!(out, "\nSources")?;

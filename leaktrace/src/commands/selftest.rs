@@ -1,13 +1,13 @@
 //! The self-test: allocations and frees that are known, and whether each hook saw them.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{io::Write as _, time::Duration};
 
 use anyhow::{Context as _, Result};
 
 use crate::tracer::Tracer;
 
-/// Pipes that are made and closed. Each takes, by `fs/pipe.c`, a `pipe_inode_info` and an array of
-/// buffers from kmalloc, and two files and an inode from their caches.
+/// Pipes that are made, written to and closed. Each takes, by `fs/pipe.c`, a `pipe_inode_info` and an
+/// array of buffers from kmalloc, two files and an inode from their caches, and a page for what is written.
 const PIPES: u64 = 200;
 
 /// Frees may come after a grace period.
@@ -36,7 +36,11 @@ impl Outcome {
 pub(super) fn run(tracer: &Tracer) -> Result<Vec<(&'static str, Outcome)>> {
     let pid = std::process::id();
     let pipes = (0..PIPES)
-        .map(|_| std::io::pipe().map(|(reader, writer)| (OwnedFd::from(reader), OwnedFd::from(writer))))
+        .map(|_| {
+            let (reader, mut writer) = std::io::pipe()?;
+            writer.write_all(b"x")?;
+            Ok((reader, writer))
+        })
         .collect::<std::io::Result<Vec<_>>>()
         .context("cannot make pipes for the self-test")?;
     // The sites that have as many objects of this process as there are pipes, or twice as many.
@@ -52,9 +56,11 @@ pub(super) fn run(tracer: &Tracer) -> Result<Vec<(&'static str, Outcome)>> {
             .unwrap_or(0)
     };
     let mut outcomes = Vec::new();
-    for (allocates, frees, family) in
-        [("kmalloc", "kfree", "kmalloc"), ("kmem_cache_alloc", "kmem_cache_free", "kmem_cache")]
-    {
+    for (allocates, frees, family) in [
+        ("kmalloc", "kfree", "kmalloc"),
+        ("kmem_cache_alloc", "kmem_cache_free", "kmem_cache"),
+        ("mm_page_alloc", "mm_page_free", "page"),
+    ] {
         outcomes.push((allocates, Outcome { expected: PIPES, seen: largest(family) }));
         let sites: Vec<_> =
             allocated.iter().filter(|site| site.family == family).map(|site| site.site).collect();
