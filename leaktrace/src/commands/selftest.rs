@@ -62,26 +62,27 @@ pub(super) fn run(tracer: &Tracer) -> Result<Vec<(&'static str, Outcome)>> {
         ("mm_page_alloc", "mm_page_free", "page"),
     ] {
         outcomes.push((allocates, Outcome { expected: PIPES, seen: largest(family) }));
-        let sites: Vec<_> =
-            allocated.iter().filter(|site| site.family == family).map(|site| site.site).collect();
+        let sites: Vec<_> = allocated
+            .iter()
+            .filter(|site| site.family == family)
+            .map(|site| (site.site, site.objects))
+            .collect();
         outcomes.push((frees, Outcome { expected: PIPES, seen: most_freed(tracer, pid, &sites)? }));
     }
     outcomes.push(("task_rename", rename(tracer, pid)?));
     Ok(outcomes)
 }
 
-/// Waits until the objects of one of the sites are freed; returns how many at most were.
-fn most_freed(tracer: &Tracer, pid: u32, sites: &[usize]) -> Result<u64> {
+/// Waits until the objects of one of the sites, given with their numbers, are freed; returns how
+/// many at most were.
+fn most_freed(tracer: &Tracer, pid: u32, sites: &[(usize, u64)]) -> Result<u64> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let live = tracer.live_of_process(pid)?;
+        let left = |site| live.iter().find(|live| live.site == site).map_or(0, |live| live.objects);
         let freed = sites
             .iter()
-            .map(|site| {
-                PIPES.saturating_sub(
-                    live.iter().find(|live| live.site == *site).map_or(0, |live| live.objects),
-                )
-            })
+            .map(|&(site, objects)| objects.saturating_sub(left(site)).min(PIPES))
             .max()
             .unwrap_or(0);
         if (Outcome { expected: PIPES, seen: freed }).passed() || std::time::Instant::now() >= deadline {
