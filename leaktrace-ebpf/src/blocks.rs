@@ -9,6 +9,8 @@ pub const MAX_ORDER: u32 = 13;
 
 /// Calls `keep` with the first page, counted from the block's, and the order of each part that is
 /// left of a block of `order` when the block of order `part` at its page `at` is freed.
+///
+/// In arithmetic, not in jumps, like [`order_of`]: the verifier would follow each of them.
 #[inline(always)]
 pub fn remainder(order: u32, part: u32, at: u64, mut keep: impl FnMut(u64, u32)) {
     let mut base = 0;
@@ -19,27 +21,39 @@ pub fn remainder(order: u32, part: u32, at: u64, mut keep: impl FnMut(u64, u32))
         }
         rest -= 1;
         let half = 1_u64 << (rest & 31);
-        if at & half == 0 {
-            keep(base + half, rest);
-        } else {
-            keep(base, rest);
-            base += half;
-        }
+        // 0 when the freed block is in the lower half, which then is halved on: the upper one stays.
+        let upper = at & half;
+        keep(base + (half ^ upper), rest);
+        base += upper;
     }
 }
 
-/// log2 of a number of pages that is a power of two, in compares: BPF has no instruction for it.
+/// log2 of a number of pages that is a power of two up to 2^15: BPF has no instruction for it.
 #[inline(always)]
-pub const fn order_of(pages: u32) -> u32 {
-    let mut order = 0;
-    let mut at = 0;
-    while at < MAX_ORDER {
-        at += 1;
-        if pages >> at != 0 {
-            order = at;
-        }
-    }
-    order
+pub fn order_of(pages: u32) -> u32 {
+    let bit = |mask: u32| {
+        let some = opaque(pages & mask);
+        (some | some.wrapping_neg()) >> 31
+    };
+    bit(0xaaaa) | bit(0xcccc) << 1 | bit(0xf0f0) << 2 | bit(0xff00) << 3
+}
+
+/// A number of which the compiler knows nothing: it would make a jump of asking whether it is zero.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn opaque(number: u32) -> u32 {
+    let mut number = u64::from(number);
+    // An instruction that does nothing: without any, two lines of the source would have one place in
+    // the program, which the kernel refuses.
+    // SAFETY: it copies a register to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
+    number as u32
+}
+
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+fn opaque(number: u32) -> u32 {
+    number
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ fn freed(page: u64, order: u32) -> Option<()> {
 }
 
 /// Looks for the block that a page is a part of, and takes the page out of it.
-#[inline(never)]
+#[inline(always)]
 fn part_freed(control: *mut Control, page: u64, order: u32) -> Option<()> {
     let page_struct = u64::from(config!(page_size_of));
     // SAFETY: a map value.
@@ -137,38 +137,75 @@ fn part_freed(control: *mut Control, page: u64, order: u32) -> Option<()> {
         return None;
     }
     let index = (page - first) / page_struct;
-    let mut head = 0;
     for whole in 1..=MAX_ORDER {
         let at = index & ((1 << whole) - 1);
         if splittable >> whole & 1 == 0 || at == 0 {
             continue;
         }
-        let candidate = page - at * page_struct;
-        let key = encode_address(candidate);
-        // SAFETY: map values.
-        let size = unsafe { table::size(bucket(address_hash(candidate))?, &OverflowMap(control), key) };
-        // A part of a block may be the block of a part: then its size is its own.
-        if u64::from(size & !FRAGMENT) >> config!(page_shift) > at {
-            head = candidate;
-            break;
+        let head = page - at * page_struct;
+        if covers(head, at) != 0 {
+            free_part(head, at, order);
+            return None;
         }
     }
-    if head == 0 {
-        return None;
-    }
-    // Behind the loop, with nothing that depends on where it ended: the verifier goes on from here once.
-    // SAFETY: map values; the pages are being freed, so nobody else works on their block.
-    let block = unsafe {
-        table::take(
-            bucket(address_hash(head))?,
-            &mut OverflowMap(control),
-            encode_address(head),
-            config!(weakly_ordered) != 0,
-        )?
-    };
-    let size = order_of((block.size & !FRAGMENT) >> config!(page_shift));
-    keep_rest(control, head, &block, size, order, (page - head) / page_struct);
     None
+}
+
+// Global functions of scalars only: the verifier goes through each by itself, and not again for
+// each place that it is called from, in loops.
+
+/// Whether the block that begins at a page is tracked and has another page `at` pages behind: 0 or 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn covers(head: u64, at: u64) -> u32 {
+    let Some(control) = control() else { return 0 };
+    let Some(bucket) = bucket(address_hash(head)) else { return 0 };
+    // SAFETY: map values.
+    let size = unsafe { table::size(bucket, &OverflowMap(control), encode_address(head)) };
+    // A part of a block may be the block of a part: then its size is its own.
+    u32::from(u64::from(size & !FRAGMENT) >> config!(page_shift) > at)
+}
+
+/// Takes `2^order` pages out of the block that begins at a page, `at` pages behind it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn free_part(head: u64, at: u64, order: u32) -> u32 {
+    let Some(control) = control() else { return 0 };
+    let Some(bucket) = bucket(address_hash(head)) else { return 0 };
+    let key = encode_address(head);
+    // SAFETY: map values; the pages are being freed, so nobody else works on their block.
+    let taken = unsafe { table::take(bucket, &mut OverflowMap(control), key, config!(weakly_ordered) != 0) };
+    let Some(block) = taken else { return 0 };
+    let size = order_of((block.size & !FRAGMENT) >> config!(page_shift));
+    keep_rest(control, head, &block, size, order, at);
+    1
+}
+
+/// Puts a part of a block into the table.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn keep_part(address: u64, time_ns: u64, site_and_stack: u64, tgid_and_size: u64) -> u32 {
+    let Some(control) = control() else { return 1 };
+    let payload = Payload {
+        time_ns,
+        site: (site_and_stack >> 32) as u32,
+        stack: site_and_stack as u32,
+        tgid: (tgid_and_size >> 32) as u32,
+        size: tgid_and_size as u32,
+    };
+    let Some(bucket) = bucket(address_hash(address)) else { return 1 };
+    // SAFETY: map values; the parts were in no table, because their block was.
+    unsafe {
+        let key = encode_address(address);
+        let weakly_ordered = config!(weakly_ordered) != 0;
+        let stored = table::put(bucket, &mut OverflowMap(control), key, &payload, weakly_ordered);
+        if !stored.tracked {
+            atomic::add(&raw mut (*control).overflow_lost, 1);
+        }
+        let order = order_of((payload.size & !FRAGMENT) >> config!(page_shift));
+        atomic::or(&raw mut (*control).splittable, 1 << (order & 31));
+    }
+    0
 }
 
 /// Puts back what is left of a block when a part of it is freed.
@@ -196,32 +233,4 @@ fn keep_rest(control: *mut Control, head: u64, block: &Payload, whole: u32, part
             u64::from(block.tgid) << 32 | u64::from(size),
         );
     });
-}
-
-/// Puts a part of a block into the table. A global function, of scalars only: the verifier goes
-/// through such a one by itself, and not again for each part that a block may have.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn keep_part(address: u64, time_ns: u64, site_and_stack: u64, tgid_and_size: u64) -> u32 {
-    let Some(control) = control() else { return 1 };
-    let payload = Payload {
-        time_ns,
-        site: (site_and_stack >> 32) as u32,
-        stack: site_and_stack as u32,
-        tgid: (tgid_and_size >> 32) as u32,
-        size: tgid_and_size as u32,
-    };
-    let Some(bucket) = bucket(address_hash(address)) else { return 1 };
-    // SAFETY: map values; the parts were in no table, because their block was.
-    unsafe {
-        let key = encode_address(address);
-        let weakly_ordered = config!(weakly_ordered) != 0;
-        let stored = table::put(bucket, &mut OverflowMap(control), key, &payload, weakly_ordered);
-        if !stored.tracked {
-            atomic::add(&raw mut (*control).overflow_lost, 1);
-        }
-        let order = order_of((payload.size & !FRAGMENT) >> config!(page_shift));
-        atomic::or(&raw mut (*control).splittable, 1 << (order & 31));
-    }
-    0
 }

@@ -133,6 +133,12 @@ const PAGE_USERS: [&str; 21] = [
     "kasan_populate",
 ];
 
+/// Whether a slab cache holds what the kernel's own leak detector notes of each object
+/// (`mm/kmemleak.c`): it grows with every leak, and is none.
+pub fn is_bookkeeping(cache: &str) -> bool {
+    matches!(cache, "kmemleak_object" | "kmemleak_scan_area")
+}
+
 /// Without what differs between versions.
 fn plain(symbol: &str) -> &str {
     let symbol = symbol.trim_start_matches('_');
@@ -192,10 +198,12 @@ pub enum Place {
 pub fn call_site(frames: &[Option<Function<'_>>], pages: bool) -> Place {
     let allocator = |frame: &Option<Function<'_>>| frame.is_some_and(|f| f.is_allocator());
     let Some(first) = frames.iter().position(allocator) else {
-        // The allocator has returned, or goes by a name that is not known: past the tracing then.
+        // The allocator has returned, or goes by a name that is not known: past the tracing then, of
+        // which a program and its trampoline have no symbols.
         return frames
             .iter()
-            .position(|frame| frame.is_some_and(|f| !f.is_tracing()))
+            .enumerate()
+            .position(|(index, frame)| frame.map_or(index >= 2, |function| !function.is_tracing()))
             .map_or(Place::Unknown, Place::At);
     };
     let inner = |frame: &Option<Function<'_>>| {
@@ -242,7 +250,9 @@ mod tests {
             // A function without a symbol is somebody's.
             ("? bpf_trace_run4 __alloc_pages ? schedule", 3),
             ("? __traceiter_alloc_vmap_area alloc_vmap_area __vmalloc_node_range vmalloc drv[m]", 5),
-            // fexit: the allocator's frame is the trampoline's.
+            // fexit: the allocator's frame is the trampoline's, or is not there.
+            ("? ? ? ? full_proxy_write", 2),
+            ("? ? drv_get[m] full_proxy_write", 2),
             ("? ? kmem_cache_alloc_bulk_noprof napi_skb_cache_get", 3),
         ] {
             assert_eq!(call_site(&stack(frames), !frames.contains("vmap")), Place::At(place), "{frames}");

@@ -135,12 +135,18 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
 
 /// Finds call sites on stacks by the symbols that are known now: what is loaded later is no allocator.
 pub(super) fn locate(symbols: Arc<Symbols>) -> Locate {
-    Box::new(move |frames, pages| {
+    Box::new(move |frames, pages, stays| {
         let functions: Vec<_> = frames
             .iter()
-            .map(|&address| {
-                let location = symbols.locate_return(address)?;
-                Some(Function { symbol: location.symbol, in_module: location.module.is_some() })
+            .map(|&address| match symbols.locate_return(address) {
+                Some(location) => {
+                    Some(Function { symbol: location.symbol, in_module: location.module.is_some() })
+                }
+                // A watched module's, loaded since the symbols were read.
+                None if stays.iter().any(|stay| stay.contains(address.wrapping_sub(1))) => {
+                    Some(Function { symbol: "", in_module: true })
+                }
+                None => None,
             })
             .collect();
         match blame::call_site(&functions, pages) {

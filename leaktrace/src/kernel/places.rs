@@ -2,7 +2,10 @@
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-use super::{dwarf::DebugInfo, symbols::Symbols};
+use super::{
+    dwarf::DebugInfo,
+    symbols::{Location, Symbols},
+};
 use crate::report::model::Frame;
 
 /// Loads of watched modules whose symbols are kept.
@@ -45,6 +48,14 @@ impl Places {
         self.before.note()
     }
 
+    /// Where an address lay in a module that is not loaded any more: something else may be there now.
+    fn gone(&self, address: u64) -> Option<Location<'_>> {
+        let after = self.after.as_ref()?;
+        self.before
+            .locate_return(address)
+            .filter(|location| location.module.is_some_and(|module| !after.has_module(module)))
+    }
+
     /// The frames of a return address: one, and before it the functions inlined into it.
     pub fn frames(&self, address: u64) -> Vec<Frame> {
         // A module that was unloaded is only in the first reading, one that was loaded in the second.
@@ -54,6 +65,7 @@ impl Places {
             .iter()
             .filter(|(_, code)| code.iter().any(|range| range.contains(&call)))
             .find_map(|(symbols, _)| symbols.locate_return(address))
+            .or_else(|| self.gone(address))
             .or_else(|| self.after.as_ref().and_then(|symbols| symbols.locate_return(address)))
             .or_else(|| self.before.locate_return(address));
         let whole = Frame {

@@ -41,6 +41,9 @@ pub struct Location<'a> {
     pub module: Option<&'a str>,
 }
 
+/// What kallsyms calls the modules of code that the kernel generates.
+const GENERATED: [&str; 2] = ["bpf", "__builtin__ftrace"];
+
 /// The data symbols worth keeping (`arch/x86/kernel/head64.c`).
 const WANTED_DATA: [&str; 2] = ["vmemmap_base", "page_offset_base"];
 
@@ -135,12 +138,14 @@ impl Symbols {
     /// The function that an address lies in.
     ///
     /// The gap behind the last symbol of the kernel or of a module is unbounded here, so an
-    /// address more than 1 MiB from its symbol is not attributed: no function is that long.
+    /// address more than 1 MiB from its symbol is not attributed: no function is that long, and
+    /// what BPF and ftrace generate is no longer than a few pages.
     pub fn locate(&self, address: u64) -> Option<Location<'_>> {
         let after = self.table.partition_point(|symbol| symbol.address <= address);
         let symbol = &self.table[after.checked_sub(1)?];
         let offset = address - symbol.address;
-        (offset < 1 << 20).then(|| Location {
+        let generated = GENERATED.contains(&self.modules[usize::from(symbol.module)].as_str());
+        (offset < if generated { 1 << 12 } else { 1 << 20 }).then(|| Location {
             symbol: self.name(symbol),
             offset,
             module: Some(self.modules[usize::from(symbol.module)].as_str()).filter(|name| !name.is_empty()),
@@ -199,6 +204,11 @@ impl Symbols {
     /// Address of one of the few data symbols that are kept.
     pub fn data_address(&self, name: &str) -> Option<u64> {
         self.data.iter().find(|(known, _)| *known == name).map(|&(_, address)| address)
+    }
+
+    /// Whether a module is loaded.
+    pub fn has_module(&self, name: &str) -> bool {
+        self.modules.iter().any(|module| module == name)
     }
 
     /// Number of code symbols.

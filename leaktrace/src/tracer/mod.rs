@@ -202,7 +202,8 @@ impl Tracer {
     pub fn tick(&mut self) -> Result<Tick> {
         self.ticks += 1;
         let seconds = self.started.elapsed().as_secs_f64();
-        self.sites.locate(&self.stacks);
+        self.watch.update(&self.control.read(0));
+        self.sites.locate(&self.stacks, self.watch.stays());
         let totals = self.sites.update(seconds);
         self.adjust_stacks(totals.allocated);
         if self.ticks.is_power_of_two() || Instant::now() >= self.next_scan {
@@ -319,14 +320,17 @@ impl Tracer {
         let costs = self.programs.costs(&self.ebpf)?;
         let duration = self.started.elapsed();
         self.programs.detach(&mut self.ebpf)?;
-        self.sites.locate(&self.stacks);
         self.watch.update(&self.control.read(0));
+        self.sites.locate(&self.stacks, self.watch.stays());
         snapshot::take(&mut self, duration, costs)
     }
 
     /// Reads whether watched modules came or went; true when one came since the last call.
     pub fn watch_modules(&mut self) -> bool {
-        self.watch.is_on() && self.watch.update(&self.control.read(0))
+        if self.watch.is_on() {
+            self.watch.update(&self.control.read(0));
+        }
+        self.watch.take_loaded()
     }
 
     /// When which watched module was loaded, and where.

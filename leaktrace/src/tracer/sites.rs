@@ -13,6 +13,7 @@ use super::{
     sampling::{Epoch, Raw},
     scan::SiteLive,
     series::Series,
+    watch::Stay,
 };
 
 /// A site's counters over all shards.
@@ -46,8 +47,9 @@ struct Memory {
     unknown: (f64, u64),
 }
 
-/// Finds the call site on a whole stack; the flag says that it is of pages.
-pub type Locate = Box<dyn Fn(&[u64], bool) -> Located + Send>;
+/// Finds the call site on a whole stack: whether it is of pages, and the stays of watched modules,
+/// which may have been loaded since.
+pub type Locate = Box<dyn Fn(&[u64], bool, &[Stay]) -> Located + Send>;
 
 /// What a stack says of the site that it is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +98,7 @@ impl SiteTable {
     }
 
     /// Finds the call sites of sites that are new and whose events do not say it.
-    pub fn locate(&mut self, stacks: &MappedArray<StackRecord>) {
+    pub fn locate(&mut self, stacks: &MappedArray<StackRecord>, stays: &[Stay]) {
         let new: Vec<_> = self
             .used()
             .filter(|(index, site)| {
@@ -108,7 +110,7 @@ impl SiteTable {
             .collect();
         for (index, site) in new {
             let frames = names::read_whole_stack(stacks, site.stack as u32);
-            match (self.locate)(&frames, site.family == FAMILY_PAGE) {
+            match (self.locate)(&frames, site.family == FAMILY_PAGE, stays) {
                 Located::At(call_site) => {
                     let key = (call_site, site.family, site.object_size, site.cache);
                     let first = *self.firsts.entry(key).or_insert(index);
@@ -129,7 +131,7 @@ impl SiteTable {
     pub fn is_announced_twice(&self, site: &Site) -> bool {
         site.family == FAMILY_KMALLOC_LARGE
             && site.call_site != 0
-            && (self.locate)(&[site.call_site], false) == Located::At(0)
+            && (self.locate)(&[site.call_site], false, &[]) == Located::At(0)
     }
 
     /// Call site of a site.

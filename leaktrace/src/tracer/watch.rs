@@ -33,6 +33,8 @@ pub struct Watch {
     /// Events that were overwritten before they were read.
     missed: u64,
     stays: Vec<Stay>,
+    /// Whether a module was loaded that nobody has asked for yet.
+    loaded: bool,
 }
 
 impl Watch {
@@ -41,7 +43,7 @@ impl Watch {
         ranges: MappedArray<ModuleRange>,
         log: MappedArray<ModuleEvent>,
     ) -> Self {
-        Self { modules, ranges, log, seen: 0, missed: 0, stays: Vec::new() }
+        Self { modules, ranges, log, seen: 0, missed: 0, stays: Vec::new(), loaded: false }
     }
 
     /// Whether any module is watched.
@@ -68,9 +70,8 @@ impl Watch {
         }
     }
 
-    /// Reads the events since the last call; returns whether a module was loaded.
-    pub(super) fn update(&mut self, control: &Control) -> bool {
-        let mut loaded = false;
+    /// Reads the events since the last call.
+    pub(super) fn update(&mut self, control: &Control) {
         let newest = control.module_events;
         let oldest = newest.saturating_sub(u64::from(MODULE_EVENTS));
         if oldest > self.seen {
@@ -95,7 +96,7 @@ impl Watch {
                     stay.removed_ns = Some(event.time_ns);
                 }
             } else {
-                loaded = true;
+                self.loaded = true;
                 self.stays.push(Stay {
                     module: module.clone(),
                     ranges: event.ranges.map(|range| (range.start, range.end)),
@@ -104,7 +105,11 @@ impl Watch {
                 });
             }
         }
-        loaded
+    }
+
+    /// Whether a module was loaded since this was last asked.
+    pub(super) fn take_loaded(&mut self) -> bool {
+        std::mem::take(&mut self.loaded)
     }
 
     /// All stays, in the order in which they began.

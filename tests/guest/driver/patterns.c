@@ -5,6 +5,7 @@
 #include <linux/jiffies.h>
 #include <linux/list.h>
 #include <linux/rhashtable.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/timer.h>
 #include <linux/version.h>

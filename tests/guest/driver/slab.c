@@ -234,7 +234,7 @@ static noinline int kfree_bulk_balanced(unsigned int n)
 		return -ENOMEM;
 	for (i = 0; i < n; i++) {
 		/* Objects of different caches in one call, as kfree_rcu's batches have. */
-		held[i] = kmalloc(i % 2 ? SIZE : SIZE / 4, GFP_KERNEL);
+		held[i] = kmalloc(i % 2 ? 700 : 1500, GFP_KERNEL);
 		if (!held[i])
 			return -ENOMEM;
 	}

@@ -92,6 +92,9 @@ pub fn test() -> Result<bool> {
     let sure = unload["verdict"] == "leak";
     good &= right && sure;
     let mark = if right && sure { "" } else { "   WRONG" };
+    if !right {
+        println!("  {}", unload["sites"]);
+    }
     println!("  removed: {} {} objects left, {sites:?}{mark}", unload["verdict"], unload["left"]["objects"]);
     let modules: Vec<_> = items(&report.0["modules"]).map(|module| module["name"].to_string()).collect();
     println!("  modules ranked: {}", modules.join(", "));

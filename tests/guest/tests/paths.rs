@@ -96,6 +96,8 @@ const CONTEXTS: [&str; 4] = ["softirq", "workqueue", "kthread", "irq_off"];
 const AT_INIT: u64 = 150;
 /// Objects that are forgotten among a thousand times as many.
 const HIDDEN: u64 = 20;
+/// Heads that NAPI keeps on the guest's two CPUs (`NAPI_SKB_CACHE_SIZE`, net/core/skbuff.c).
+const NAPI: u64 = 2 * 128;
 /// Time for grace periods, and for batches of `kfree_rcu` to be freed.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -190,7 +192,10 @@ fn compare(report: &Report, hooked: Hooked, fresh: bool, missing: &[&str]) -> bo
                 };
             tell(row.path, format!("{text}   a blind spot"), right);
         } else {
-            tell(row.path, text, leaked.objects == expected && balanced.objects == 0 && bytes);
+            // The heads of packets may be those that NAPI has kept since an earlier trace.
+            let kept = if row.path == "packet" && !fresh { NAPI } else { 0 };
+            let right = leaked.objects <= expected && leaked.objects + kept >= expected;
+            tell(row.path, text, right && balanced.objects == 0 && bytes);
         }
     }
     for context in CONTEXTS {
@@ -208,8 +213,8 @@ fn compare(report: &Report, hooked: Hooked, fresh: bool, missing: &[&str]) -> bo
         hidden.objects == HIDDEN,
     );
     let napi = of("napi_balanced");
-    // What NAPI keeps for the next packet is not free: at most 64 heads on each CPU (net/core/skbuff.c).
-    let kept = if hooked == Hooked::Not { u64::MAX } else { 2 * 64 };
+    // What NAPI keeps for the next packet is not free.
+    let kept = if hooked == Hooked::Not { u64::MAX } else { NAPI };
     tell("napi", format!("balanced 4000: {} live in NAPI's cache", napi.objects), napi.objects <= kept);
     let rhashtable = of("rhashtable_balanced");
     tell("rhashtable", format!("balanced 5000: {} live", rhashtable.objects), rhashtable.objects == 0);

@@ -229,7 +229,8 @@ impl Guest<'_> {
         archive.file("guest/leaktrace", &self.programs.leaktrace)?;
         archive.file(&format!("guest/{TESTS}"), &self.programs.tests)?;
         // The tests load it themselves.
-        let driver_name = if command == [TESTS] { "guest/leakdrv.ko" } else { "guest/driver.ko" };
+        let driver_name =
+            if command.first() == Some(&TESTS) { "guest/leakdrv.ko" } else { "guest/driver.ko" };
         archive.file(driver_name, driver)?;
         archive.text("guest/driver.parameters", self.driver_parameters);
         archive.text("guest/command", &command.join("\n"));

@@ -2,7 +2,7 @@
 
 use super::{Checks, Judged, Surroundings};
 use crate::{
-    analysis::crosscheck::Agreement,
+    analysis::{blame, crosscheck::Agreement},
     report::model::{BlindSpot, Coverage, HookReport, LostReport, Overhead, ProgramReport},
     tracer::{
         Snapshot,
@@ -93,6 +93,15 @@ fn blind_spots(
             units::count(snapshot.lost.implicit_frees)
         );
         spot("frees that were not seen", &effect, late);
+    }
+    let notes: Vec<_> = snapshot
+        .sites
+        .iter()
+        .filter(|site| blame::is_bookkeeping(&site.cache) && site.live > 0)
+        .map(|site| site.cache.clone())
+        .collect();
+    if !notes.is_empty() {
+        spot("kmemleak's own notes", "one for each object of this kernel: not ranked", notes);
     }
     if let Some(error) = &snapshot.page_uses_error {
         let effect = format!("{error}: pages of the page cache and of users may be among the findings");

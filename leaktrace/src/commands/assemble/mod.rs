@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::trace::Surroundings;
 use crate::{
     analysis::{
+        blame,
         crosscheck::{self, Agreement, Check, Processors, Traced},
         growth,
         verdict::{self, Evidence},
@@ -35,6 +36,7 @@ pub(super) fn report(snapshot: &Snapshot, surroundings: &Surroundings, args: &Tr
     let mut judged: Vec<Judged<'_>> = snapshot
         .sites
         .iter()
+        .filter(|site| !blame::is_bookkeeping(&site.cache))
         .map(|site| Judged {
             site,
             evidence: Evidence {
