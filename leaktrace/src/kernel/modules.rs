@@ -7,12 +7,15 @@ use super::symbols::Symbols;
 /// No function of a module is longer, so its text ends by then behind its last symbol.
 const LONGEST_FUNCTION: u64 = 1 << 20;
 const PAGE: u64 = 4_096;
+/// How the sections of a module's text are called (`scripts/module.lds.S`, `include/linux/init.h`).
+const TEXT: [&str; 4] = [".text", ".exit.text", ".noinstr.text", ".ref.text"];
 
 /// The text of a loaded module: first address, and the one behind the last; `None` when it is not
 /// loaded or its addresses are hidden.
 ///
-/// /proc/modules has where the text begins. It ends before the next section of the module, the next
-/// module, or at the end of the page of its last function.
+/// /proc/modules has where the text begins. It ends before the module's next section of another
+/// kind (that of its initialisation is given back, and becomes others'), before the next module, or
+/// at the end of the page of its last function.
 pub fn text(root: &Path, name: &str, symbols: &Symbols) -> Option<(u64, u64)> {
     let modules = fs::read_to_string(root.join("proc/modules")).ok()?;
     let bases: Vec<(&str, u64)> = modules
@@ -26,20 +29,21 @@ pub fn text(root: &Path, name: &str, symbols: &Symbols) -> Option<(u64, u64)> {
         .collect();
     let base =
         bases.iter().find(|(module, _)| *module == name).map(|&(_, base)| base).filter(|&base| base != 0)?;
-    let last = symbols.last_of(name, base).unwrap_or(base);
     let sections = fs::read_dir(root.join("sys/module").join(name).join("sections")).ok();
-    let sections = sections.into_iter().flatten().flatten().filter_map(|entry| {
+    let others = sections.into_iter().flatten().flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        if TEXT.iter().any(|text| name.to_string_lossy().starts_with(text)) {
+            return None;
+        }
         let text = fs::read_to_string(entry.path()).ok()?;
         u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
     });
-    let behind = |address: &u64| *address > last;
-    let end = sections
-        .filter(behind)
-        .min()
-        .filter(|&end| end - last <= LONGEST_FUNCTION)
-        .unwrap_or((last / PAGE + 1) * PAGE);
-    let next = bases.iter().map(|&(_, base)| base).filter(behind).min();
-    let end = next.map_or(end, |next| end.min(next));
+    let behind = |address: &u64| *address > base;
+    let next = bases.iter().map(|&(_, base)| base).filter(behind).min().unwrap_or(u64::MAX);
+    let section = others.filter(behind).min();
+    let last = symbols.last_of(name, base, section.unwrap_or(next).min(next)).unwrap_or(base);
+    let page_end = (last / PAGE + 1) * PAGE;
+    let end = section.filter(|section| section - last <= LONGEST_FUNCTION).unwrap_or(page_end).min(next);
     Some((base, end))
 }
 
@@ -73,6 +77,8 @@ mod tests {
         assert_eq!(text(root.path(), "drv", &symbols), Some((0xffff_ffff_c010_0000, 0xffff_ffff_c010_1000)));
         write("sys/module/drv/sections/.text", "0xffffffffc0100000\n");
         write("sys/module/drv/sections/.rodata", "0xffffffffc0100800\n");
+        write("sys/module/drv/sections/.text.unlikely", "0xffffffffc0100600\n");
+        write("sys/module/drv/sections/.init.text", "0xffffffffc0110000\n");
         assert_eq!(text(root.path(), "drv", &symbols), Some((0xffff_ffff_c010_0000, 0xffff_ffff_c010_0800)));
         assert_eq!(text(root.path(), "absent", &symbols), None);
         assert_eq!(text(root.path(), "hidden", &symbols), None);

@@ -171,8 +171,8 @@ impl Symbols {
             .map(|symbol| symbol.address)
     }
 
-    /// The last function of a module in the megabytes from an address: further on is its initialisation.
-    pub fn last_of(&self, module: &str, from: u64) -> Option<u64> {
+    /// The last function of a module from one address on, before another.
+    pub fn last_of(&self, module: &str, from: u64, before: u64) -> Option<u64> {
         let module = self.modules.iter().position(|name| name == module)? as u16;
         let start = self.table.partition_point(|symbol| symbol.address < from);
         let mut last = None;
@@ -181,7 +181,7 @@ impl Symbols {
                 // Another module's, or the kernel's own: this one's text has ended.
                 break;
             }
-            if last.is_some_and(|last| symbol.address - last > 1 << 20) {
+            if symbol.address >= before || last.is_some_and(|last| symbol.address - last > 1 << 20) {
                 break;
             }
             last = Some(symbol.address);
