@@ -259,3 +259,87 @@ fn unseen_frees_are_a_blind_spot_and_no_finding() {
         assert_ne!(finding["verdict"], "leak", "{finding:#}");
     }
 }
+
+#[test]
+fn where_frees_cannot_be_seen_findings_say_so() {
+    require_root();
+    let _turn = turn();
+    let trace = Trace::start(&["--top", "10000", "--refuse", "fentry,kprobe"]);
+    // Packets that wait: their heads come from a cache that is freed in bulk, too.
+    let pairs: Vec<_> = (0..300)
+        .map(|_| {
+            let (from, to) = std::os::unix::net::UnixDatagram::pair().unwrap();
+            from.send(b"waiting").unwrap();
+            (from, to)
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(2_500));
+    let report = trace.stop();
+    drop(pairs);
+    let heads: Vec<_> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|finding| finding["cache"].as_str().unwrap().starts_with("skbuff_"))
+        .collect();
+    assert!(!heads.is_empty(), "{:#}", report["findings"]);
+    for finding in heads {
+        let doubt = finding["doubt"].as_str().unwrap_or_else(|| panic!("there is no doubt: {finding:#}"));
+        assert!(doubt.contains("cannot be seen") || doubt.contains("were not seen"), "{doubt}");
+        assert_ne!(finding["verdict"], "leak");
+    }
+    let spots = report["coverage"]["blind_spots"].to_string();
+    for path in ["kfree_rcu", "kmem_cache_free_bulk", "kmem_cache_alloc_bulk"] {
+        assert!(spots.contains(path), "{path} is not in {spots}");
+    }
+    assert!(report["coverage"]["hooks"].as_array().unwrap().iter().any(|hook| hook["mechanism"] == "none"));
+}
+
+#[test]
+fn families_and_modules_are_chosen() {
+    require_root();
+    let _turn = turn();
+    let hooks = |report: &Value| -> Vec<String> {
+        let hooks = report["coverage"]["hooks"].as_array().unwrap();
+        hooks.iter().map(|hook| hook["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let report = Trace::start(&["--family", "page"]).stop();
+    assert_eq!(hooks(&report), ["mm_page_free", "task_rename", "mm_page_alloc"]);
+    let trace = Trace::start(&["--module", "no_such-module.ko"]);
+    let held = pipes(100);
+    let report = trace.stop();
+    drop(held);
+    // Nothing passes through a module that is not there.
+    assert_eq!(report["findings"].as_array().unwrap().len(), 0, "{:#}", report["findings"]);
+    assert_eq!(report["unloads"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn pages_in_pipes_are_live_with_their_writer() {
+    require_root();
+    let _turn = turn();
+    let trace = Trace::start(&["--family", "page", "--overhead", "100", "--top", "1000"]);
+    let held: Vec<_> = (0..400)
+        .map(|_| {
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            std::io::Write::write_all(&mut writer, b"x").unwrap();
+            (reader, writer)
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let report = trace.stop();
+    drop(held);
+    let pages: f64 = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|finding| finding["call_site"]["symbol"].as_str().unwrap_or_default().contains("pipe_write"))
+        .map(|finding| number(&finding["live"]["objects"]))
+        .sum();
+    within(pages, 400.0, 0.02);
+    for finding in report["findings"].as_array().unwrap() {
+        assert_eq!(finding["family"], "page");
+        let symbol = finding["call_site"]["symbol"].as_str().unwrap_or_default();
+        assert!(!symbol.contains("slab") && !symbol.contains("pte_alloc"), "{symbol} is counted elsewhere");
+    }
+}

@@ -36,24 +36,11 @@ pub use self::{
     scan::LiveObject,
     series::Series,
     settings::Settings,
-    sites::{Locate, Located},
+    sites::{Locate, Located, Tick},
     snapshot::{Lost, SiteRecord, Snapshot, StackShare, TaskShare},
     watch::Stay,
 };
 use crate::kernel::layout::Layout;
-
-/// What one tick shows.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tick {
-    /// Allocations seen since the start.
-    pub allocated: u64,
-    /// Frees seen since the start.
-    pub freed: u64,
-    /// Objects that are live now.
-    pub live: u64,
-    /// One address in so many is tracked.
-    pub sampling: u64,
-}
 
 /// What one process holds of one site.
 #[derive(Clone, Copy, Debug)]

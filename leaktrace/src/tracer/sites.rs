@@ -7,7 +7,6 @@ use leaktrace_common::{
 use rustc_hash::FxHashMap;
 
 use super::{
-    Tick,
     mapped::MappedArray,
     names,
     sampling::{Epoch, Raw},
@@ -15,6 +14,19 @@ use super::{
     series::Series,
     watch::Stay,
 };
+
+/// What one tick shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tick {
+    /// Allocations seen since the start.
+    pub allocated: u64,
+    /// Frees seen since the start.
+    pub freed: u64,
+    /// Objects that are live now.
+    pub live: u64,
+    /// One address in so many is tracked.
+    pub sampling: u64,
+}
 
 /// A site's counters over all shards.
 #[derive(Clone, Copy, Debug, Default)]
