@@ -4,33 +4,16 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::run::{cargo, check, find, output, target, workspace};
+use crate::run::{cargo_static, check, find, output, target, workspace};
 
 /// Builds it into target/dist.
 ///
 /// # Errors
 /// When cargo fails, or the binary needs a loader after all.
 pub(crate) fn dist(offline: bool) -> Result<()> {
-    // A target directory of its own: other flags would rebuild everything twice.
-    let directory = target().join("static");
-    let host = env!("XTASK_HOST");
-    check(
-        cargo(offline)
-            .args([
-                "build",
-                "--quiet",
-                "--profile",
-                "dist",
-                "--package",
-                "leaktrace",
-                "--target",
-                host,
-                "--target-dir",
-            ])
-            .arg(&directory)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"),
-    )?;
-    let built = directory.join(host).join("dist/leaktrace");
+    let (mut cargo, built) = cargo_static(offline, "dist");
+    check(cargo.args(["--package", "leaktrace"]))?;
+    let built = built.join("leaktrace");
     let place = target().join("dist");
     fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
     let binary = place.join("leaktrace");

@@ -93,6 +93,18 @@ pub(crate) fn build(offline: bool) -> Result<PathBuf> {
     Ok(target().join("release/leaktrace"))
 }
 
+/// cargo, set to build statically linked programs, and the directory in which they will be. They have
+/// a target directory of their own: other flags would rebuild everything twice.
+pub(crate) fn cargo_static(offline: bool, profile: &str) -> (Command, PathBuf) {
+    let (directory, host) = (target().join("static"), env!("XTASK_HOST"));
+    let mut command = cargo(offline);
+    command
+        .args(["build", "--quiet", "--profile", profile, "--target", host, "--target-dir"])
+        .arg(&directory)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
+    (command, directory.join(host).join(profile))
+}
+
 /// Runs leaktrace as root with its own exit status.
 ///
 /// # Errors

@@ -63,6 +63,9 @@ const SUSPECTS: usize = 16;
 /// end within a fraction of that, and batches within some seconds.
 const PENDING: Duration = Duration::from_secs(20);
 
+/// The same when the tables are full; then a free that is seen once more counts as an older object's.
+const PENDING_WHEN_FULL: Duration = Duration::from_secs(1);
+
 /// How often it is asked whether a watched module has come.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -90,6 +93,7 @@ pub struct Tracer {
     slowest_scan: Duration,
     last_allocated: (Instant, u64),
     lost_before: u64,
+    last_forgotten: Instant,
 }
 
 impl Tracer {
@@ -151,6 +155,7 @@ impl Tracer {
             slowest_scan: Duration::ZERO,
             last_allocated: (now, 0),
             lost_before: 0,
+            last_forgotten: now,
         })
     }
 
@@ -209,9 +214,7 @@ impl Tracer {
         for site in self.sites.most_surviving(&counts, SUSPECTS) {
             self.sites.flag(site, SITE_SUSPECT);
         }
-        if self.programs.has("kvfree_call_rcu") {
-            scan::forget_pending(&self.live, monotonic_ns().saturating_sub(PENDING.as_nanos() as u64));
-        }
+        self.forget_pending(PENDING)?;
         let took = begun.elapsed();
         self.slowest_scan = self.slowest_scan.max(took);
         self.next_scan = begun + took * SCAN_SHARE;
@@ -274,7 +277,31 @@ impl Tracer {
         {
             return Ok(());
         }
+        if self.last_forgotten.elapsed() >= PENDING_WHEN_FULL && self.programs.has("kvfree_call_rcu") {
+            // A storm of kfree_rcu fills the tables with notes: those go first.
+            self.forget_pending(PENDING_WHEN_FULL)?;
+            let control = self.control.read(0);
+            if control.overflow_live <= u64::from(self.sizes.overflow) / 8 {
+                self.lost_before = control.overflow_lost;
+                return Ok(());
+            }
+        }
         self.shrink_sample(1)
+    }
+
+    /// Removes the notes on objects that were handed to `kfree_rcu` at least so long ago.
+    fn forget_pending(&mut self, age: Duration) -> Result<()> {
+        if !self.programs.has("kvfree_call_rcu") {
+            return Ok(());
+        }
+        self.last_forgotten = Instant::now();
+        let before_ns = monotonic_ns().saturating_sub(age.as_nanos() as u64);
+        scan::forget_pending(&self.live, before_ns);
+        if self.control.read(0).overflow_live > 0 {
+            names::forget_pending(&mut self.ebpf, &self.control, before_ns)
+                .context("cannot purge the overflow map")?;
+        }
+        Ok(())
     }
 
     fn shrink_sample(&mut self, halvings: u32) -> Result<()> {

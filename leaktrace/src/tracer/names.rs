@@ -7,7 +7,7 @@ use aya::{
 };
 use leaktrace_common::{
     Control, FAMILY_KMALLOC, FAMILY_KMALLOC_LARGE, FAMILY_KMEM_CACHE, FAMILY_PAGE, FAMILY_PERCPU,
-    FAMILY_VMALLOC, Payload, SITE_CACHE_KNOWN, Site, StackRecord, decode_address,
+    FAMILY_VMALLOC, Payload, SITE_CACHE_KNOWN, SITE_PENDING, Site, StackRecord, decode_address,
 };
 use rustc_hash::FxHashMap;
 
@@ -127,16 +127,35 @@ pub fn purge_overflow(
     shift: u32,
     kept: &mut [u64],
 ) -> Result<()> {
+    retain_overflow(ebpf, control, |key, payload| {
+        let hash = leaktrace_common::address_hash(decode_address(key));
+        let stays = leaktrace_common::is_sampled(hash, shift);
+        if stays && let Some(kept) = kept.get_mut(payload.site as usize) {
+            *kept += 1;
+        }
+        stays
+    })
+}
+
+/// Removes the notes on objects that were handed to `kfree_rcu` before some time.
+///
+/// # Errors
+/// When the map cannot be read.
+pub fn forget_pending(ebpf: &mut Ebpf, control: &MappedArray<Control>, before_ns: u64) -> Result<()> {
+    retain_overflow(ebpf, control, |_, payload| payload.site != SITE_PENDING || payload.time_ns >= before_ns)
+}
+
+/// Removes what does not stay from the overflow map, and counts that.
+fn retain_overflow(
+    ebpf: &mut Ebpf,
+    control: &MappedArray<Control>,
+    mut stays: impl FnMut(u64, &Payload) -> bool,
+) -> Result<()> {
     let objects = read_overflow(ebpf)?;
     let map = ebpf.map_mut("OVERFLOW").ok_or_else(|| anyhow!("the BPF object has no map OVERFLOW"))?;
     let mut map: HashMap<_, u64, PodPayload> = HashMap::try_from(map)?;
     for (key, payload) in objects {
-        let hash = leaktrace_common::address_hash(decode_address(key));
-        if leaktrace_common::is_sampled(hash, shift) {
-            if let Some(kept) = kept.get_mut(payload.site as usize) {
-                *kept += 1;
-            }
-        } else if map.remove(&key).is_ok() {
+        if !stays(key, &payload) && map.remove(&key).is_ok() {
             // SAFETY: the control block is mapped, and programs add to this word atomically too.
             unsafe { leaktrace_ebpf::atomic::add(&raw mut (*control.at(0)).overflow_live, u64::MAX) };
         }

@@ -4,11 +4,13 @@
 #include <linux/hrtimer.h>
 #include <linux/jiffies.h>
 #include <linux/list.h>
+#include <linux/maple_tree.h>
 #include <linux/rhashtable.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/timer.h>
 #include <linux/version.h>
+#include <linux/xarray.h>
 
 #include "leakdrv.h"
 
@@ -144,6 +146,44 @@ out:
 	return error;
 }
 
+/*
+ * A maple tree of its own: its nodes come from per-CPU sheaves where there are (6.18 and later), and
+ * go by RCU and in bulk.
+ */
+static int in_tree(unsigned int n, bool free)
+{
+	struct maple_tree *tree = kmalloc(sizeof(*tree), GFP_KERNEL);
+	unsigned int i;
+	int error = 0;
+
+	if (!tree)
+		return -ENOMEM;
+	mt_init_flags(tree, MT_FLAGS_ALLOC_RANGE | MT_FLAGS_USE_RCU);
+	for (i = 0; i < n && !error; i++)
+		error = mtree_insert(tree, 2 * i + 1, xa_mk_value(i), GFP_KERNEL);
+	if (free) {
+		mtree_destroy(tree);
+		kfree(tree);
+	}
+	return error;
+}
+
+static noinline int maple_leak(unsigned int n)
+{
+	int error = in_tree(n, false);
+
+	barrier();
+	return error;
+}
+
+static noinline int maple_balanced(unsigned int n)
+{
+	int error = in_tree(n, true);
+
+	barrier();
+	return error;
+}
+
 /* Interrupts that allocate and free in the middle of whatever does the same: `n` of them. */
 static struct hrtimer storm_timer;
 static unsigned int storm_left;
@@ -198,6 +238,7 @@ const struct leak_path pattern_paths[] = {
 	{ "pool", NULL, pool_balanced },
 	{ "rhashtable", NULL, rhashtable_balanced },
 	{ "storm", NULL, storm_balanced },
+	ENTRY(maple),
 	{}
 };
 

@@ -96,6 +96,10 @@ const CONTEXTS: [&str; 4] = ["softirq", "workqueue", "kthread", "irq_off"];
 const AT_INIT: u64 = 150;
 /// Objects that are forgotten among a thousand times as many.
 const HIDDEN: u64 = 20;
+/// Keys of a maple tree, whose leaves have room for 16 or 10 of them.
+const KEYS: u64 = 3_000;
+/// Objects of the driver's pool.
+const POOL: u64 = 400;
 /// Heads that NAPI keeps on the guest's two CPUs (`NAPI_SKB_CACHE_SIZE`, net/core/skbuff.c).
 const NAPI: u64 = 2 * 128;
 /// Time for grace periods, and for batches of `kfree_rcu` to be freed.
@@ -144,6 +148,10 @@ pub fn test(hooked: Hooked) -> Result<bool> {
     driver::run("hidden", Mode::Leak, HIDDEN)?;
     driver::run("napi", Mode::Balanced, 2_000)?;
     driver::run("rhashtable", Mode::Balanced, 5_000)?;
+    driver::run("maple", Mode::Leak, KEYS)?;
+    driver::run("maple", Mode::Balanced, KEYS)?;
+    driver::run("pool", Mode::Balanced, POOL)?;
+    driver::run("slow", Mode::Balanced, 10)?;
     std::thread::sleep(SETTLE);
     let report = trace.stop()?;
     let good = compare(&report, hooked, fresh, &missing);
@@ -218,6 +226,22 @@ fn compare(report: &Report, hooked: Hooked, fresh: bool, missing: &[&str]) -> bo
     tell("napi", format!("balanced 4000: {} live in NAPI's cache", napi.objects), napi.objects <= kept);
     let rhashtable = of("rhashtable_balanced");
     tell("rhashtable", format!("balanced 5000: {} live", rhashtable.objects), rhashtable.objects == 0);
+    // A tree has a node for each 5 to 16 keys (lib/maple_tree.c); they are freed by RCU.
+    let nodes = ["maple_leak", "maple_balanced"].map(|function| report.passing(function, "maple_node"));
+    let right = (KEYS / 16..KEYS / 3).contains(&nodes[0]) && (nodes[1] == 0 || hooked == Hooked::Not);
+    tell(
+        "maple",
+        format!("leak a tree of {KEYS}: {} nodes live; balanced: {} live", nodes[0], nodes[1]),
+        right,
+    );
+    for (path, function, most) in [("pool", "pool_balanced", POOL), ("slow", "slow_tick", POOL)] {
+        // Held on purpose, and no leak. The pool is full after the first time.
+        let held = of(function).objects;
+        let verdict = verdicts.get(function).map_or("", String::as_str);
+        let right =
+            verdict != "leak" && held <= most && (path != "pool" || held == if fresh { POOL } else { 0 });
+        tell(path, format!("balanced: {held} held {verdict}"), right);
+    }
     if fresh {
         let init = of("leak_in_init");
         tell("init", format!("leak {AT_INIT}: {} live", init.objects), init.objects == AT_INIT);

@@ -98,6 +98,24 @@ impl Report {
         live
     }
 
+    /// Live objects of one cache whose stack passes through a function of the driver.
+    pub fn passing(&self, function: &str, cache: &str) -> u64 {
+        let passes = |stack: &&Value| {
+            items(&stack["frames"]).any(|frame| {
+                frame["module"] == driver::NAME
+                    && frame["symbol"]
+                        .as_str()
+                        .is_some_and(|symbol| symbol.split('.').next() == Some(function))
+            })
+        };
+        items(&self.0["findings"])
+            .filter(|finding| finding["cache"] == cache)
+            .flat_map(|finding| items(&finding["stacks"]))
+            .filter(passes)
+            .map(|stack| number(&stack["objects"]))
+            .sum()
+    }
+
     /// Verdicts by function of the driver.
     pub fn verdicts(&self) -> BTreeMap<String, String> {
         items(&self.0["findings"])

@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     kernel,
-    run::{cargo, check, target},
+    run::{cargo_static, check, target},
 };
 
 /// The program that tests leaktrace in a guest.
@@ -157,25 +157,9 @@ struct Programs {
 
 impl Programs {
     fn build(offline: bool) -> Result<Self> {
-        // A target directory of its own: other flags would rebuild everything twice.
-        let directory = target().join("static");
-        let host = env!("XTASK_HOST");
-        check(
-            cargo(offline)
-                .args([
-                    "build",
-                    "--quiet",
-                    "--release",
-                    "--package",
-                    "leaktrace",
-                    "--package",
-                    "leaktrace-tests",
-                ])
-                .args(["--package", "leaktrace-guest-init", "--bins", "--target", host, "--target-dir"])
-                .arg(&directory)
-                .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"),
-        )?;
-        let built = directory.join(host).join("release");
+        let (mut cargo, built) = cargo_static(offline, "release");
+        let packages = ["leaktrace", "leaktrace-tests", "leaktrace-guest-init"];
+        check(cargo.args(packages.iter().flat_map(|package| ["--package", package])).arg("--bins"))?;
         let stripped = target().join("vm/programs");
         fs::create_dir_all(&stripped)?;
         let strip = |name: &str| -> Result<PathBuf> {

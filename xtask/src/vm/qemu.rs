@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
@@ -142,6 +143,14 @@ impl Qemu {
             .arg("-initrd")
             .arg(machine.initramfs)
             .args(["-append", "console=ttyS0 panic=-1 quiet"]);
+        // Whoever ends us early ends the guest, too.
+        // SAFETY: prctl is a plain system call, which is what the time between fork and exec allows.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
