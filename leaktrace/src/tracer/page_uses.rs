@@ -15,20 +15,19 @@ pub(super) fn of_others(
     control: &Control,
     overflow: &[(u64, Payload)],
 ) -> (FxHashSet<u64>, Option<String>) {
-    let pages: FxHashSet<u32> = tracer
-        .sites
-        .used()
-        .filter(|(_, site)| site.family == FAMILY_PAGE)
-        .map(|(index, _)| index as u32)
-        .collect();
-    if pages.is_empty() {
+    let mut is_page = vec![false; tracer.sites.len()];
+    for (index, site) in tracer.sites.used() {
+        is_page[index] = site.family == FAMILY_PAGE;
+    }
+    if !is_page.contains(&true) {
         return (FxHashSet::default(), None);
     }
     let each = u64::from(tracer.page_struct);
     if each == 0 || control.vmemmap == 0 {
         return (FxHashSet::default(), Some("the place of struct page is not known".to_owned()));
     }
-    let addresses = scan::addresses(&tracer.live, overflow, |site| pages.contains(&site));
+    let addresses =
+        scan::addresses(&tracer.live, overflow, |site| is_page.get(site as usize).copied().unwrap_or(false));
     let mut frames: Vec<u64> = addresses
         .iter()
         .filter(|&&page| page >= control.vmemmap)

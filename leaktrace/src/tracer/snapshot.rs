@@ -168,7 +168,7 @@ pub(super) fn take(
     let removals: Vec<u64> = left::ended(tracer.watch.stays()).map(|(_, removed)| removed).collect();
     let question = Question {
         born_before_ns: now.saturating_sub(tracer.settings.min_age.as_nanos() as u64),
-        excluded: Some(&excluded),
+        excluded: Some(&excluded).filter(|pages| !pages.is_empty()),
         removals_ns: &removals,
     };
     let (counts, mut details) = scan::detail(&tracer.live, &overflow, tracer.sites.len(), &question);
