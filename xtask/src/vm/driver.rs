@@ -10,8 +10,12 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     run::{find, target, workspace},
-    setup::need,
+    setup::{apt_install, need},
 };
+
+/// Where distributions have libelf.
+const LIBELF: [&str; 3] =
+    ["/usr/lib/x86_64-linux-gnu/libelf.so.1", "/lib/x86_64-linux-gnu/libelf.so.1", "/usr/lib64/libelf.so.1"];
 
 /// Builds tests/guest/driver against a kernel's headers; returns the module, stripped.
 ///
@@ -20,6 +24,13 @@ use crate::{
 pub(crate) fn build(kernel: &str, headers: &Path, offline: bool) -> Result<PathBuf> {
     for tool in ["gcc", "make"] {
         need(tool, offline)?;
+    }
+    // The kernel's build checks objects by a tool that is linked with libelf.
+    if !LIBELF.iter().any(|place| Path::new(place).exists()) {
+        if offline {
+            bail!("building a module takes libelf, and --offline forbids installing it");
+        }
+        apt_install(&["libelf-dev"])?;
     }
     let source = workspace().join("tests/guest/driver");
     let place = target().join("vm/driver").join(kernel);
