@@ -1,6 +1,7 @@
 //! What removed modules left behind.
 
-use leaktrace_common::SITE_IGNORED;
+use leaktrace_common::{SITE_IGNORED, Site};
+use rustc_hash::FxHashMap;
 
 use super::{Tracer, names, scan, snapshot::is_slab, watch::Stay};
 
@@ -35,11 +36,15 @@ pub(super) fn ended(stays: &[Stay]) -> impl Iterator<Item = (usize, u64)> {
 /// module that was removed after it was allocated: whose it is, the frames tell.
 pub(super) fn behind(tracer: &Tracer, details: &scan::Details, trusted: bool) -> Vec<Left> {
     let stays: Vec<_> = ended(tracer.watch.stays()).collect();
+    if stays.is_empty() {
+        return Vec::new();
+    }
+    let sites: FxHashMap<usize, Site> = tracer.sites.used().collect();
     let mut left = Vec::new();
     for (&(index, stack, later), &(objects, bytes)) in &details.left {
         let site_index = index as usize;
         let Some(&(stay, _)) = stays.get(later) else { continue };
-        let Some((_, site)) = tracer.sites.used().find(|&(used, _)| used == site_index) else { continue };
+        let Some(site) = sites.get(&site_index) else { continue };
         if site.flags & SITE_IGNORED != 0 {
             continue;
         }
@@ -47,8 +52,8 @@ pub(super) fn behind(tracer: &Tracer, details: &scan::Details, trusted: bool) ->
         left.push(Left {
             stay,
             family: names::family_name(site.family),
-            cache: names::cache_name(&site, trusted),
-            frames: names::read_stack(&tracer.stacks, stack, tracer.sites.call_site(site_index, &site)),
+            cache: names::cache_name(site, trusted),
+            frames: names::read_stack(&tracer.stacks, stack, tracer.sites.call_site(site_index, site)),
             objects,
             bytes,
             implicit_frees: tracer.sites.sum(site_index).implicit_frees,
