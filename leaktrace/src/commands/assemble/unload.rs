@@ -15,21 +15,21 @@ pub(super) fn unloads(snapshot: &Snapshot, surroundings: &Surroundings) -> Vec<U
     let mut unloads: Vec<_> = snapshot
         .stays
         .iter()
-        .enumerate()
-        .filter_map(|(index, stay)| Some((stay.removed_ns?, unload(index, stay, snapshot, surroundings))))
+        .filter_map(|stay| Some((stay.removed_ns?, unload(stay, snapshot, surroundings))))
         .collect();
     unloads.sort_by_key(|&(removed_ns, _)| removed_ns);
     unloads.into_iter().map(|(_, unload)| unload).collect()
 }
 
-fn unload(index: usize, stay: &Stay, snapshot: &Snapshot, surroundings: &Surroundings) -> Unload {
+fn unload(stay: &Stay, snapshot: &Snapshot, surroundings: &Surroundings) -> Unload {
     // By function, and of one function by cache: the addresses of one differ by call.
     let mut sites: BTreeMap<(String, String), LeftSite> = BTreeMap::new();
     let (mut total, mut implicit) = (Amount { objects: 0, bytes: 0 }, 0);
     for left in &snapshot.left {
-        // It is older than every removal from its own stay's on.
-        let own = index == left.stay
-            || snapshot.stays[left.stay].removed_ns.unwrap_or(0) <= stay.removed_ns.unwrap_or(0);
+        // The first removal after its allocation is this one, or another module's during this stay:
+        // what an earlier stay at the same addresses left is that one's.
+        let first = snapshot.stays[left.stay].removed_ns.unwrap_or(0);
+        let own = first > stay.loaded_ns && first <= stay.removed_ns.unwrap_or(0);
         let Some(function) = owner(left, stay, surroundings).filter(|_| own) else { continue };
         total.objects += left.objects;
         total.bytes += left.bytes;
