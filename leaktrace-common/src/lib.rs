@@ -204,6 +204,34 @@ pub struct Control {
     pub module_events: u64,
     /// The first `struct page`, as the programs found it.
     pub vmemmap: u64,
+    /// The begin of the direct map of physical memory, likewise.
+    pub page_offset: u64,
+    /// Frees whose caller found no place in the table of callers.
+    pub callers_full: u64,
+}
+
+/// Pairs of a site and who frees its objects that are kept.
+pub const MAX_FREE_CALLERS: u32 = 4_096;
+/// Instead of a caller's address: freed by `kfree_rcu`.
+pub const FREED_BY_RCU: u64 = 1;
+/// Instead of a caller's address: freed among many at a time.
+pub const FREED_IN_BULK: u64 = 2;
+
+/// Words that a [`Peek`] reads.
+pub const PEEK_WORDS: usize = 30;
+/// Reads of kernel memory that one run of the program `peek` can do.
+pub const MAX_PEEKS: u32 = 256;
+
+/// A read of kernel memory.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Peek {
+    /// Encoded address, as that of an object.
+    pub address: u64,
+    /// 1 when all the words could be read.
+    pub read: u64,
+    /// The words; user space clears them, so that nobody takes them for references.
+    pub words: [u64; PEEK_WORDS],
 }
 
 /// Modules that can be watched at a time.
@@ -375,7 +403,8 @@ const _: () = {
     assert!(size_of::<Counters>() == 256);
     assert!(size_of::<StackRecord>() == 512);
     assert!(size_of::<CpuState>() == 64);
-    assert!(size_of::<Control>() == 128);
+    assert!(size_of::<Control>() == 192);
+    assert!(size_of::<Peek>() == 256);
     assert!(size_of::<ModuleEvent>() == 64);
     // 44 words and 4 double words: no padding, which would be uninitialised bytes for bpf().
     assert!(size_of::<Config>() == 44 * 4 + 4 * 8);

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use leaktrace_common::{
-    Control, Counters, CpuState, EXACT_TIME, FAMILY_UNKNOWN_FREE, FREED_SHARED, Payload, SITE_IGNORED,
+    Control, Counters, CpuState, EXACT_TIME, FAMILY_UNKNOWN_FREE, FREED_BY_RCU, FREED_SHARED, Payload, SITE_IGNORED,
     SITE_OTHER, SITE_PENDING, UNKNOWN_FREE_CALL_SITE, ZERO_SIZE_PTR, address_hash, encode_address,
     has_exact_time, is_sampled, lifetime_class,
 };
@@ -21,6 +21,7 @@ use leaktrace_ebpf::{
 };
 
 use crate::{
+    callers,
     config::config,
     maps::{CPUS, bucket, control, counters},
     overflow::OverflowMap,
@@ -264,6 +265,8 @@ pub(crate) struct Free {
     pub(crate) cache: u64,
     /// Whether objects that are not in the table are counted by their cache.
     pub(crate) count_unknown: bool,
+    /// Return address of the code that frees, or a `FREED_*` value; 0 when not known.
+    pub(crate) caller: u64,
 }
 
 /// Books a free.
@@ -291,12 +294,12 @@ pub(crate) fn freed(free: Free) -> Option<()> {
         }
         return unknown_free(control, free, cpu);
     };
-    account(old, free.program, cpu)
+    account(old, free.program, cpu, free.caller)
 }
 
 /// Counts an object that was taken out of the table.
 #[inline(always)]
-pub(crate) fn account(old: Payload, program: usize, cpu: u32) -> Option<()> {
+pub(crate) fn account(old: Payload, program: usize, cpu: u32, caller: u64) -> Option<()> {
     if old.site == SITE_PENDING {
         return None;
     }
@@ -309,6 +312,9 @@ pub(crate) fn account(old: Payload, program: usize, cpu: u32) -> Option<()> {
             cold_path();
             let class = lifetime_class(bpf_ktime_get_ns().wrapping_sub(old.time_ns));
             atomic::add((&raw mut (*cell).lifetimes).cast::<u64>().add(class), 1);
+            if caller != 0 {
+                callers::note(u64::from(old.site), caller);
+            }
         }
     }
     None
@@ -333,11 +339,11 @@ pub(crate) fn freed_soon(object: u64) -> Option<()> {
         let weakly_ordered = config!(weakly_ordered) != 0;
         match table::take(bucket, &mut OverflowMap(control), key, weakly_ordered) {
             Some(old) => {
-                account(old, FREED_SHARED, cpu);
+                account(old, FREED_SHARED, cpu, FREED_BY_RCU);
             }
             None if config!(filter_modules) != 0 => return None,
             None => {
-                let free = Free { program: FREED_SHARED, object, cache: 0, count_unknown: true };
+                let free = Free { program: FREED_SHARED, object, cache: 0, count_unknown: true, caller: FREED_BY_RCU };
                 unknown_free(control, free, cpu);
             }
         }

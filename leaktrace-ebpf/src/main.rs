@@ -7,6 +7,8 @@ mod arguments;
 #[cfg(target_arch = "bpf")]
 mod book;
 #[cfg(target_arch = "bpf")]
+mod callers;
+#[cfg(target_arch = "bpf")]
 mod config;
 #[cfg(target_arch = "bpf")]
 mod hooks;

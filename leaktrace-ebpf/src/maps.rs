@@ -7,7 +7,8 @@ use aya_ebpf::{
 };
 use leaktrace_common::{
     Bucket, CACHE_NAME_LEN, Control, Counters, CpuState, KEY_EMPTY, MAX_MODULES, MODULE_EVENTS,
-    MODULE_NAME_LEN, MODULE_RANGES, ModuleEvent, ModuleRange, Payload, Site, StackRecord,
+    MAX_FREE_CALLERS, MAX_PEEKS, MODULE_NAME_LEN, MODULE_RANGES, ModuleEvent, ModuleRange, Payload, Peek, Site,
+    StackRecord,
 };
 
 use crate::config::config;
@@ -51,6 +52,12 @@ pub(crate) static WATCHED: HashMap<[u8; MODULE_NAME_LEN], u32> =
 /// What a function that is being probed was called with, until it returns; by its stack pointer.
 #[map]
 pub(crate) static CALLS: LruHashMap<u64, [u64; 3]> = LruHashMap::with_max_entries(1024, 0);
+
+/// Who frees the objects of which site: frees of those with an exact time, by site and caller.
+#[map]
+pub(crate) static FREE_CALLERS: HashMap<[u64; 2], u64> = HashMap::with_max_entries(MAX_FREE_CALLERS, 0);
+#[map]
+pub(crate) static PEEKS: Array<Peek> = Array::with_max_entries(MAX_PEEKS, BPF_F_MMAPABLE);
 
 /// The control block.
 #[inline(always)]

@@ -26,6 +26,12 @@ pub(crate) fn first_page() -> u64 {
     if config!(page_size_of) == 0 { 0 } else { base(config!(vmemmap_symbol), config!(vmemmap)) }
 }
 
+/// Begin of the direct map of physical memory, 0 when it is not known.
+#[inline(always)]
+pub(crate) fn direct_map() -> u64 {
+    if config!(page_size_of) == 0 { 0 } else { base(config!(page_offset_symbol), config!(page_offset)) }
+}
+
 /// Address of the `struct kmem_cache` that the object's slab belongs to.
 ///
 /// `include/linux/mm.h` (`virt_to_head_page`), `mm/slab.h` (`virt_to_slab`).
@@ -35,7 +41,7 @@ pub(crate) fn cache_of(object: u64) -> Option<u64> {
     if page_struct == 0 {
         return None;
     }
-    let direct_map = base(config!(page_offset_symbol), config!(page_offset));
+    let direct_map = direct_map();
     let pages = first_page();
     if object < direct_map || direct_map < KERNEL_HALF || pages < KERNEL_HALF {
         return None;

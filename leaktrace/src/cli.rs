@@ -30,6 +30,22 @@ pub enum Command {
     ///
     /// Exits with 1 where tracing cannot work.
     Check(CheckArgs),
+    /// Compare two reports (JSON): what appeared, grew, shrank and vanished, with rates.
+    Diff(DiffArgs),
+}
+
+/// Options of `leaktrace diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The earlier report, or - for standard input.
+    #[arg(value_name = "A")]
+    pub before: PathBuf,
+    /// The later report, or - for standard input.
+    #[arg(value_name = "B")]
+    pub after: PathBuf,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
 }
 
 /// Options of `leaktrace check`.
@@ -94,6 +110,27 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=2_000_000_000))]
     pub max_objects: Option<u32>,
 
+    /// Treat this function as one that allocates for others, so that its callers are told apart; may be
+    /// given several times.
+    #[arg(long, value_name = "FUNCTION", value_parser = parse_function)]
+    pub helper: Vec<String>,
+
+    /// At the end drop dentries and inodes (sync, then 2 into /proc/sys/vm/drop_caches), and tell what went away.
+    #[arg(long)]
+    pub shake: bool,
+
+    /// End as soon as a leak is certain, with exit status 3; --duration is the longest time.
+    #[arg(long)]
+    pub until_leak: bool,
+
+    /// Exit with status 3 when there is such a finding, or a worse one.
+    #[arg(long, value_name = "VERDICT", value_enum)]
+    pub fail_on: Option<FailOn>,
+
+    /// A report (JSON) whose findings are known: they come last, and neither end nor fail a run.
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+
     /// A vmlinux or module (.ko, .debug) with DWARF for <file:line> and inlined frames; may be given several times.
     #[arg(long, value_name = "FILE")]
     pub vmlinux: Vec<PathBuf>,
@@ -122,6 +159,15 @@ pub struct TraceArgs {
 /// A pattern for names of slab caches.
 fn parse_glob(text: &str) -> Result<String, String> {
     globset::Glob::new(text).map(|_| text.to_owned()).map_err(|error| error.kind().to_string())
+}
+
+/// Name of a function.
+fn parse_function(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if text.is_empty() || !text.chars().all(plain) {
+        return Err("expected a function's name like my_alloc".into());
+    }
+    Ok(text.to_owned())
 }
 
 /// Name of a module, as the kernel has it.
@@ -162,10 +208,19 @@ impl Cli {
     }
 }
 
+/// What a run fails on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FailOn {
+    /// On leaks.
+    Leak,
+    /// On leaks and suspects.
+    Suspect,
+}
+
 /// Form of what is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For reading, at 100 columns.
+    /// For reading, as wide as the terminal.
     Text,
     /// For programs.
     Json,

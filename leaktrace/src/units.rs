@@ -99,6 +99,14 @@ pub fn bytes(value: f64) -> String {
     }
 }
 
+/// Bytes per second with their sign; 0 for less than one.
+pub fn rate(bytes_per_s: f64) -> String {
+    if bytes_per_s.abs() < 1.0 {
+        return "0".into();
+    }
+    format!("{}{}/s", if bytes_per_s > 0.0 { "+" } else { "" }, bytes(bytes_per_s))
+}
+
 /// Seconds as people say them: `850 ms`, `42 s`, `3 min`, `2 h 5 min`, `4 d 3 h`.
 pub fn seconds(value: f64) -> String {
     let whole = value.round() as u64;

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
-use leaktrace_common::{FAMILY_KMEM_CACHE, FREED_SHARED};
+use leaktrace_common::{FAMILY_KMEM_CACHE, FREED_IN_BULK, FREED_SHARED};
 use leaktrace_ebpf::probe::hash_pair;
 
 use super::capturing;
@@ -35,7 +35,8 @@ extern "C" fn free_one(index: u64, frees: *mut c_void) -> c_long {
     // SAFETY: the context is what `freed_in_bulk` gives bpf_loop; the helper checks the address.
     unsafe {
         if let Some(object) = object_at((*frees).objects, index) {
-            freed(Free { program: FREED_SHARED, object, cache: (*frees).cache, count_unknown: true });
+            let cache = (*frees).cache;
+            freed(Free { program: FREED_SHARED, object, cache, count_unknown: true, caller: FREED_IN_BULK });
         }
     }
     0

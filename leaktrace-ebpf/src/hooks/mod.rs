@@ -3,6 +3,7 @@
 pub(crate) mod bulk;
 pub(crate) mod module;
 pub(crate) mod page;
+pub(crate) mod peek;
 pub(crate) mod percpu;
 pub(crate) mod rcu;
 pub(crate) mod slab;

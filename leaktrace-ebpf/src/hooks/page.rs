@@ -122,7 +122,7 @@ fn freed(page: u64, order: u32) -> Option<()> {
     }
     if block.size & FRAGMENT == 0 {
         // SAFETY: a helper without arguments.
-        account(block, 0, unsafe { bpf_get_smp_processor_id() });
+        account(block, 0, unsafe { bpf_get_smp_processor_id() }, 0);
     }
     None
 }
@@ -216,7 +216,7 @@ fn keep_rest(control: *mut Control, head: u64, block: &Payload, whole: u32, part
         if (*control).sample_shift != 0 {
             // The parts' addresses are not those by which the block was chosen: it counts as freed.
             if block.size & FRAGMENT == 0 {
-                account(*block, 0, bpf_get_smp_processor_id());
+                account(*block, 0, bpf_get_smp_processor_id(), 0);
             }
             return;
         }

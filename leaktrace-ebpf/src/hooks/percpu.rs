@@ -50,6 +50,6 @@ pub(crate) fn percpu_alloc_percpu(ctx: RawTracePointContext) -> u32 {
 #[raw_tracepoint(tracepoint = "percpu_free_percpu")]
 pub(crate) fn percpu_free_percpu(ctx: RawTracePointContext) -> u32 {
     let object = first_copy(argument(&ctx, 0), argument(&ctx, 1));
-    freed(Free { program: 0, object, cache: 0, count_unknown: false });
+    freed(Free { program: 0, object, cache: 0, count_unknown: false, caller: 0 });
     0
 }

@@ -104,7 +104,7 @@ pub(crate) fn kmem_cache_alloc_node(ctx: RawTracePointContext) -> u32 {
 /// Objects of any cache freed by `kfree`; also fires for NULL.
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn kfree(ctx: RawTracePointContext) -> u32 {
-    freed(Free { program: 0, object: object(&ctx), cache: 0, count_unknown: true });
+    freed(Free { program: 0, object: object(&ctx), cache: 0, count_unknown: true, caller: call_site(&ctx) });
     0
 }
 
@@ -112,7 +112,7 @@ pub(crate) fn kfree(ctx: RawTracePointContext) -> u32 {
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn kmem_cache_free(ctx: RawTracePointContext) -> u32 {
     let cache = if config!(cache_free_cache) == 0 { 0 } else { argument(&ctx, config!(cache_free_cache)) };
-    freed(Free { program: 1, object: object(&ctx), cache, count_unknown: true });
+    freed(Free { program: 1, object: object(&ctx), cache, count_unknown: true, caller: call_site(&ctx) });
     0
 }
 

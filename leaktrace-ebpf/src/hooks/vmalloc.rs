@@ -63,7 +63,7 @@ fn allocated(ctx: &impl EbpfContext, address: u64, size: u64) -> Option<()> {
 
 #[inline(always)]
 fn freed_at(address: u64) {
-    freed(Free { program: 0, object: address, cache: 0, count_unknown: false });
+    freed(Free { program: 0, object: address, cache: 0, count_unknown: false, caller: 0 });
 }
 
 /// `alloc_vmap_area(addr, size, align, vstart, vend, failed)`.

@@ -87,7 +87,7 @@ const INLINE: [&str; 38] = [
 ];
 
 /// Functions that allocate for others.
-const HELPERS: [&str; 17] = [
+const HELPERS: [&str; 23] = [
     "alloc_skb",
     "build_skb",
     "napi_alloc_skb",
@@ -105,6 +105,12 @@ const HELPERS: [&str; 17] = [
     "devres_alloc",
     "memdup_user",
     "vmemdup_user",
+    "alloc_inode",
+    "new_inode",
+    "inode_init_always",
+    "alloc_skb_with_frags",
+    "sock_alloc_send",
+    "sock_wmalloc",
 ];
 
 /// The kernel's own users of pages: what they take is counted elsewhere, as slab, vmalloc, per-CPU
@@ -175,10 +181,83 @@ impl Function<'_> {
         self.is_allocator() || (!self.in_module && is_one_of(self.symbol, &HELPERS))
     }
 
+    /// Its name without what compilers add to parts and copies of functions.
+    pub fn whole(&self) -> &str {
+        self.symbol.split('.').next().unwrap_or_default()
+    }
+
     /// Whether it belongs to the tracing itself.
     fn is_tracing(&self) -> bool {
         !self.in_module && is_one_of(self.symbol, &TRACING)
     }
+}
+
+/// The responsible frame of a stack whose first frame is the call site: the first one past allocator and
+/// helper functions, those in `more` included. `None` when there is no such frame; a frame without
+/// a symbol is somebody's.
+pub fn responsible(frames: &[Option<Function<'_>>], more: &[String]) -> Option<usize> {
+    let passes_on = |function: &Function<'_>| {
+        function.is_helper() || more.iter().any(|name| name == function.whole())
+    };
+    frames.iter().position(|frame| !frame.as_ref().is_some_and(passes_on))
+}
+
+/// In whose name code runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// In a system call or a page fault of a process.
+    Process,
+    /// In a kernel thread or an interrupt.
+    Kernel,
+    /// The stack does not reach so far.
+    Unknown,
+}
+
+/// Where a stack begins when a process enters the kernel (`arch/x86/entry`, `arch/arm64/kernel/entry-common.c`).
+const ENTRIES: [&str; 10] = [
+    "entry_SYSCALL",
+    "do_syscall_64",
+    "entry_SYSENTER",
+    "do_fast_syscall",
+    "do_int80",
+    "el0",
+    "invoke_syscall",
+    "asm_exc_page_fault",
+    "exc_page_fault",
+    "ret_from_sys",
+];
+/// What kernel threads and interrupts have on theirs.
+const WITHOUT_PROCESS: [&str; 16] = [
+    "kthread",
+    "worker_thread",
+    "process_one_work",
+    "run_ksoftirqd",
+    "handle_softirqs",
+    "do_softirq",
+    "irq_exit",
+    "common_interrupt",
+    "asm_common_interrupt",
+    "sysvec_",
+    "asm_sysvec_",
+    "handle_irq",
+    "el1h_64_irq",
+    "cpu_startup_entry",
+    "start_secondary",
+    "do_idle",
+];
+
+/// Tells in whose name a stack runs, the innermost frame first: what is innermost counts, because
+/// an interrupt lies on the stack of whatever it interrupted.
+pub fn context(frames: &[Option<Function<'_>>]) -> Context {
+    for function in frames.iter().flatten().filter(|function| !function.in_module) {
+        if is_one_of(function.symbol, &WITHOUT_PROCESS) {
+            return Context::Kernel;
+        }
+        if is_one_of(function.symbol, &ENTRIES) {
+            return Context::Process;
+        }
+    }
+    Context::Unknown
 }
 
 /// Where an allocation comes from whose event does not say it.
@@ -279,13 +358,40 @@ mod tests {
         {
             assert!(Function { symbol, in_module: false }.is_helper(), "{symbol}");
         }
-        for symbol in ["alloc_inode", "foo_alloc_ctx", "kthread", "vm_area_dup", "skb_queue_tail"] {
+        for symbol in ["alloc_super", "foo_alloc_ctx", "kthread", "vm_area_dup", "skb_queue_tail"] {
             assert!(!Function { symbol, in_module: false }.is_helper(), "{symbol}");
         }
         // In a module only what comes from the kernel's headers.
         for (symbol, helper) in [("kzalloc_noprof", true), ("kmalloc_ring", false), ("vmalloc_table", false)]
         {
             assert_eq!(Function { symbol, in_module: true }.is_helper(), helper, "{symbol}");
+        }
+    }
+
+    #[test]
+    fn who_is_responsible() {
+        for (frames, more, at) in [
+            ("kmalloc_reserve __alloc_skb drv_rx[m] drv_poll[m]", "", Some(2)),
+            ("__alloc_skb alloc_skb_with_frags sock_alloc_send_pskb unix_dgram_sendmsg", "", Some(3)),
+            ("drv_new[m] drv_open[m]", "", Some(0)),
+            ("drv_new.constprop.0[m] drv_open[m]", "drv_new", Some(1)),
+            ("kmemdup_noprof", "", None),
+            ("kvmalloc_node_noprof ? x", "", Some(1)),
+        ] {
+            assert_eq!(responsible(&stack(frames), &[more.to_owned()]), at, "{frames}");
+        }
+    }
+
+    #[test]
+    fn in_whose_name_code_runs() {
+        for (frames, context_of) in [
+            ("drv_ioctl[m] __x64_sys_ioctl do_syscall_64 entry_SYSCALL_64_after_hwframe", Context::Process),
+            ("drv_rx[m] net_rx_action handle_softirqs irq_exit_rcu sysvec_apic_timer_interrupt vfs_read do_syscall_64", Context::Kernel),
+            ("drv_work[m] process_one_work worker_thread kthread ret_from_fork", Context::Kernel),
+            ("drv_get[m] full_proxy_write vfs_write", Context::Unknown),
+            ("kthread[m] el0_svc", Context::Process),
+        ] {
+            assert_eq!(context(&stack(frames)), context_of, "{frames}");
         }
     }
 

@@ -3,6 +3,8 @@
 pub mod blame;
 pub mod crosscheck;
 pub mod growth;
+pub mod holders;
 pub mod lifetime;
+pub mod linkage;
 pub mod verdict;
 pub mod visibility;

@@ -1,11 +1,58 @@
-//! What a site's numbers mean, and how it ranks.
+//! What a site's numbers mean: the verdict, what speaks against a stronger one, and the rank.
 //!
-//! This version says `suspect` at most: `leak` needs the statistics and the proof that are to come.
+//! `leak` is said only when everything agrees: a wrong one is worse than ten suspects.
 
 use std::cmp::Ordering;
 
-/// What is asked of a site.
-#[derive(Clone, Copy, Debug, Default)]
+use super::{
+    blame::Context,
+    crosscheck::Agreement,
+    growth::{Growth, Shape},
+    holders::Holder,
+    linkage::Linkage,
+};
+
+/// The verdict on a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Objects come and go.
+    Churn,
+    /// Objects survive, and the kernel frees such objects when memory is short.
+    Cache,
+    /// Objects survive and their number is steady, or the cache's is.
+    Plateau,
+    /// Objects survive, their number grows, and something is open.
+    Suspect,
+    /// Objects survive, their number grows surely, and nothing speaks for anybody's holding them.
+    Leak,
+}
+
+impl Verdict {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Leak => "leak",
+            Self::Suspect => "suspect",
+            Self::Plateau => "plateau",
+            Self::Cache => "cache",
+            Self::Churn => "churn",
+        }
+    }
+}
+
+/// Who allocated a site's survivors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Allocators {
+    /// In whose name.
+    pub context: Context,
+    /// Share of the survivors whose process still runs, 0 to 1; kernel threads are none.
+    pub alive: f64,
+    /// Whether something uses the module, as its reference count says; `None` without a module.
+    pub module_in_use: Option<bool>,
+}
+
+/// What is known of a site.
+#[derive(Clone, Debug)]
 pub struct Evidence {
     /// Allocations.
     pub allocated: u64,
@@ -13,16 +60,40 @@ pub struct Evidence {
     pub live: u64,
     /// Live objects older than the minimum age.
     pub survivors: u64,
+    /// Those of them that were really seen: fewer than `survivors` where a sample was tracked.
+    pub seen: u64,
     /// Bytes of one object.
     pub object_size: u32,
-    /// Growth of the live objects, in objects per second.
-    pub growth: f64,
+    /// Growth of the survivors.
+    pub growth: Growth,
+    /// Age from which objects are survivors, in seconds.
+    pub min_age_s: f64,
     /// Length of the window in seconds.
     pub window_s: f64,
+    /// Lifetime that 99.9 % of the freed objects did not exceed, in seconds; `None` if none was freed.
+    pub lifetime_s: Option<f64>,
     /// Whether the cache is of the reclaimable kind.
     pub reclaimable: bool,
+    /// Survivors that went away when caches were shaken, where they were.
+    pub shaken: Option<u64>,
     /// Whether the cache lost older objects meanwhile, whose place these take: see [`replaces`].
     pub replaces: bool,
+    /// Whether some frees may not have been seen.
+    pub doubted: bool,
+    /// Events that were missed while their program was busy.
+    pub missed: u64,
+    /// What /proc/slabinfo says to the cache, where it was asked.
+    pub agreement: Option<Agreement>,
+    /// Whether the culprit is a loadable module.
+    pub in_module: bool,
+    /// Who allocated.
+    pub allocators: Allocators,
+    /// Who is known to hold such objects.
+    pub holder: Option<Holder>,
+    /// Whether objects of this family can be looked at in memory.
+    pub can_be_linked: bool,
+    /// What looking at them found; `None` when nobody looked.
+    pub linkage: Option<Linkage>,
 }
 
 /// Whether `live` objects of a site may stand for as many older ones: the traced cache has grown by
@@ -32,133 +103,165 @@ pub fn replaces(live: u64, net: i64, unknown_freed: u64) -> bool {
     net * 2 < live as i64 && unknown_freed * 2 >= live
 }
 
-/// The verdict on a site.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Objects survive and their number grows.
-    Suspect,
-    /// The same, but the kernel frees such objects when memory is short.
-    Cache,
-    /// Objects survive and their number is steady, or the cache's is.
-    Plateau,
-    /// Objects come and go.
-    Churn,
+/// Something for which a site is no more than suspected, and what would settle it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Open {
+    /// Too few survivors for certainty.
+    Few,
+    /// Growing for too short a time, or too few ticks.
+    Short,
+    /// The trend may be chance.
+    Uncertain,
+    /// Such objects may live as long as the window is.
+    LongLived,
+    /// Frees may not have been seen.
+    FreesUnseen,
+    /// /proc/slabinfo does not agree.
+    Contradicted,
+    /// They are in structures in memory.
+    Linked,
+    /// Nobody could look whether they are.
+    NotLookedAt,
+    /// Processes that still run may hold them.
+    ProcessesRun,
+    /// Such objects are known to be held.
+    Held(Holder),
+    /// In the kernel itself, where growth has many innocent reasons, it takes a longer look.
+    Core,
 }
 
-impl Verdict {
-    /// The word for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Suspect => "suspect",
-            Self::Cache => "cache",
-            Self::Plateau => "plateau",
-            Self::Churn => "churn",
-        }
-    }
-
-    /// What surviving bytes count for under this verdict.
-    fn weight(self) -> f64 {
-        match self {
-            Self::Suspect => 1.0,
-            Self::Plateau => 0.2,
-            Self::Cache => 0.1,
-            Self::Churn => 0.01,
-        }
-    }
-}
-
-/// Growth over the window below this share of what lives is none.
-const STEADY: f64 = 0.1;
-/// Survivors below this share of the allocations are what is in flight.
+/// Survivors without which nothing is suspected.
+pub const FEWEST_SUSPECT: u64 = 5;
+/// Survivors without which nothing is a leak.
+const FEWEST_LEAK: u64 = 30;
+/// Ticks of settled growth that a leak takes.
+pub const FEWEST_TICKS: usize = 10;
+/// Seconds of growth that a leak takes.
+const SUSTAINED_S: f64 = 10.0;
+/// The same for the kernel itself.
+const CORE_SUSTAINED_S: f64 = 90.0;
+/// Chance of growing like that without a trend, at most: of a suspect, and of a leak. There are
+/// some hundred sites in a trace.
+const SUSPECT_P: f64 = 0.01;
+const LEAK_P: f64 = 1e-4;
+/// Survivors below this share of the allocations are what is in flight, unless they grow.
 const IN_FLIGHT: f64 = 0.01;
+/// Freed objects must have lived so many times shorter than the survivors' ages span.
+const LIFETIMES: f64 = 4.0;
+/// Share of survivors whose processes run from which these may hold them.
+const ALIVE: f64 = 0.25;
 
 impl Evidence {
-    /// Growth over the window as a share of what lives now, from 0 to 1.
-    fn growing(&self) -> f64 {
-        if self.live == 0 { 0.0 } else { (self.growth * self.window_s / self.live as f64).clamp(0.0, 1.0) }
-    }
-
     /// Judges the site.
     pub fn verdict(&self) -> Verdict {
-        let growing = self.growing() >= STEADY;
-        if self.survivors == 0 || (!growing && (self.survivors as f64) < self.allocated as f64 * IN_FLIGHT) {
-            Verdict::Churn
-        } else if self.reclaimable {
+        match self.growing() {
+            Some(Verdict::Suspect) if self.open().is_empty() => Verdict::Leak,
+            Some(verdict) => verdict,
+            None => Verdict::Churn,
+        }
+    }
+
+    /// The verdict by numbers alone, `Suspect` at most.
+    fn growing(&self) -> Option<Verdict> {
+        let grows = self.growth.shape.grows() && self.growth.p_value < SUSPECT_P && self.growth.per_s > 0.0;
+        if self.survivors == 0 || (!grows && (self.survivors as f64) < self.allocated as f64 * IN_FLIGHT) {
+            return None;
+        }
+        Some(if self.went_away() || self.reclaimable {
             Verdict::Cache
-        } else if growing && !self.replaces {
+        } else if grows && !self.replaces && self.survivors >= FEWEST_SUSPECT {
             Verdict::Suspect
         } else {
             Verdict::Plateau
+        })
+    }
+
+    /// Whether shaking caches freed most of them.
+    fn went_away(&self) -> bool {
+        self.shaken.is_some_and(|gone| gone > self.survivors)
+    }
+
+    /// Whether looking at the objects in memory would tell something.
+    pub fn is_worth_a_look(&self) -> bool {
+        self.can_be_linked && self.growing() == Some(Verdict::Suspect)
+    }
+
+    /// What speaks against `leak`; empty when nothing does.
+    pub fn open(&self) -> Vec<Open> {
+        let mut open = Vec::new();
+        let mut say = |is: bool, what: Open| {
+            if is {
+                open.push(what);
+            }
+        };
+        // Of every other free that was missed, the object looks alive.
+        say(self.doubted || self.missed * 10 > self.seen, Open::FreesUnseen);
+        say(matches!(self.agreement, Some(Agreement::Contradicts | Agreement::Partly)), Open::Contradicted);
+        say(self.linkage.is_some_and(|linkage| linkage.is_loose() == Some(false)), Open::Linked);
+        let looked = self.linkage.and_then(|linkage| linkage.is_loose()).is_some();
+        say(self.can_be_linked && !looked, Open::NotLookedAt);
+        if let Some(holder) = self.holder {
+            // Who has seen them outlive their time has seen enough.
+            let outlived = holder.seconds.is_some_and(|seconds| self.growth.sustained_s > seconds * 2.0);
+            say(!outlived, Open::Held(holder));
+        }
+        let by_processes = self.allocators.context != Context::Kernel
+            && self.allocators.alive >= ALIVE
+            && self.allocators.module_in_use != Some(false);
+        say(by_processes, Open::ProcessesRun);
+        say(self.seen < FEWEST_LEAK, Open::Few);
+        let sustained = if self.in_module { SUSTAINED_S } else { CORE_SUSTAINED_S };
+        let short = self.growth.ticks < FEWEST_TICKS || self.growth.sustained_s < SUSTAINED_S;
+        say(short, Open::Short);
+        say(!short && self.growth.sustained_s < sustained, Open::Core);
+        say(self.growth.p_value >= LEAK_P, Open::Uncertain);
+        let span = self.growth.sustained_s + self.min_age_s;
+        say(self.lifetime_s.is_some_and(|lifetime| lifetime * LIFETIMES > span), Open::LongLived);
+        open
+    }
+
+    /// Bytes that it will have taken in an hour, if it goes on: of plateaus and what comes and goes
+    /// the bytes that survive.
+    pub fn score(&self) -> f64 {
+        let size = f64::from(self.object_size);
+        if self.growth.shape.grows() && self.growth.per_s > 0.0 {
+            self.growth.per_s * size * 3_600.0
+        } else {
+            self.survivors as f64 * size
         }
     }
 
-    /// The weight of a site in the ranking: surviving bytes, weighed by verdict and growth.
-    pub fn score(&self) -> f64 {
-        let bytes = self.survivors as f64 * f64::from(self.object_size);
-        bytes * self.verdict().weight() * (0.1 + 0.9 * self.growing())
+    /// Whether it stopped at what it has: one step, or filled up.
+    pub fn stopped(&self) -> bool {
+        matches!(self.growth.shape, Shape::Plateau | Shape::Step)
     }
 }
 
-/// Orders by score, the highest first, and equal ones by live bytes.
+/// Orders by verdict, then by score, the highest first, and equal ones by live bytes.
 pub fn by_rank(a: &Evidence, b: &Evidence) -> Ordering {
     let bytes = |evidence: &Evidence| evidence.live * u64::from(evidence.object_size);
-    b.score().total_cmp(&a.score()).then_with(|| bytes(b).cmp(&bytes(a)))
+    b.verdict()
+        .cmp(&a.verdict())
+        .then_with(|| b.score().total_cmp(&a.score()))
+        .then_with(|| bytes(b).cmp(&bytes(a)))
+}
+
+/// The slowest leak that would have been seen, in objects per second: fewer survivors than that are
+/// suspected nowhere. `None` when the window is too short to see any.
+pub fn detection_floor(window_s: f64, min_age_s: f64, sampling: u64) -> Option<f64> {
+    let seen_s = (window_s - min_age_s) * 2.0 / 3.0;
+    (seen_s > 1.0).then(|| FEWEST_SUSPECT as f64 * sampling as f64 / seen_s)
+}
+
+/// 95 % of the time the true number lies within so much of an estimate that rests on `seen` objects
+/// of a sample of 1 in `sampling`; as a share of it.
+pub fn sampling_error(seen: u64, sampling: u64) -> f64 {
+    if sampling <= 1 || seen == 0 {
+        return 0.0;
+    }
+    1.96 * ((1.0 - 1.0 / sampling as f64) / seen as f64).sqrt()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LEAK: Evidence = Evidence {
-        allocated: 5_000,
-        live: 5_000,
-        survivors: 4_500,
-        object_size: 256,
-        growth: 90.0,
-        window_s: 60.0,
-        reclaimable: false,
-        replaces: false,
-    };
-
-    #[test]
-    fn verdicts() {
-        assert_eq!(LEAK.verdict(), Verdict::Suspect);
-        assert_eq!(Evidence { reclaimable: true, ..LEAK }.verdict(), Verdict::Cache);
-        assert_eq!(Evidence { growth: 0.0, ..LEAK }.verdict(), Verdict::Plateau);
-        assert_eq!(Evidence { growth: -5.0, ..LEAK }.verdict(), Verdict::Plateau);
-        assert_eq!(Evidence { replaces: true, ..LEAK }.verdict(), Verdict::Plateau);
-        assert_eq!(Evidence { survivors: 0, ..LEAK }.verdict(), Verdict::Churn);
-        assert_eq!(Evidence { allocated: 10_000_000, growth: 0.0, ..LEAK }.verdict(), Verdict::Churn);
-    }
-
-    #[test]
-    fn only_frees_of_older_objects_make_room_for_these() {
-        // 1,521 live objects that appeared while the cache lost 1,700 older ones.
-        assert!(replaces(1_521, -179, 1_700));
-        // A leak in a busy cache, and one in a cache that nothing else uses.
-        assert!(!replaces(1_500, 1_100, 400));
-        assert!(!replaces(5_000, 5_000, 0));
-        // The cache did not grow because frees were not seen: for slabinfo to say.
-        assert!(!replaces(5_000, 0, 100));
-    }
-
-    #[test]
-    fn a_small_leak_ranks_above_a_large_cache_and_a_large_plateau() {
-        let cache = Evidence { object_size: 1_024, reclaimable: true, ..LEAK };
-        let plateau = Evidence { object_size: 4_096, growth: 0.0, ..LEAK };
-        let mut sites = [cache, plateau, LEAK];
-        sites.sort_by(by_rank);
-        assert_eq!(sites[0].verdict(), Verdict::Suspect);
-    }
-
-    proptest! {
-        #[test]
-        fn more_survivors_never_rank_lower(a in 0_u64..5_000, b in 0_u64..5_000) {
-            let (low, high) = (a.min(b), a.max(b));
-            let low = Evidence { survivors: low, ..LEAK };
-            let high = Evidence { survivors: high, ..LEAK };
-            prop_assert!(low.score() <= high.score());
-        }
-    }
-}
+#[path = "verdict_tests.rs"]
+mod tests;

@@ -9,7 +9,7 @@ use super::{
     output::Output,
     probe::{self, Kernel},
     selftest::{self, Outcome},
-    trace,
+    attribute::Attribution,
 };
 use crate::{
     cli::{CheckArgs, Format},
@@ -112,8 +112,8 @@ fn examine(answer: &mut Answer) -> Result<()> {
     answer.blind_spots = blind_spots(&kernel);
     let settings = Settings { max_size: u32::MAX, families: Family::ALL.to_vec(), ..Settings::default() };
     let sizes = Sizes::choose(&kernel.machine, Some(TEST_OBJECTS))?;
-    let locate = trace::locate(Arc::new(kernel.symbols));
-    let mut tracer = Tracer::new(&kernel.layout, sizes, settings, locate, &[])?;
+    let attribution = Attribution { symbols: Arc::new(kernel.symbols), helpers: Vec::new() };
+    let mut tracer = Tracer::new(&kernel.layout, sizes, settings, Arc::new(attribution), &[])?;
     tracer.attach()?;
     let outcomes = selftest::run(&tracer)?;
     let outcome =
@@ -137,7 +137,7 @@ fn examine(answer: &mut Answer) -> Result<()> {
             caches: Vec::new(),
         }
     }));
-    tracer.finish()?;
+    tracer.detach()?;
     let deaf: Vec<_> = answer
         .hooks
         .iter()
@@ -238,7 +238,7 @@ fn write_text(out: &mut String, answer: &Answer) -> std::fmt::Result {
         };
         writeln!(out, "  {:<24} {:<16} {state}", hook.name, hook.mechanism)?;
         if let Some(error) = &hook.error {
-            page::paragraph(out, 4, &escape(error))?;
+            page::paragraph(out, 4, page::WIDTH, &escape(error))?;
         }
     }
     if !answer.sources.is_empty() {
@@ -253,7 +253,7 @@ fn write_text(out: &mut String, answer: &Answer) -> std::fmt::Result {
     }
     for spot in &answer.blind_spots {
         writeln!(out, "  {}", escape(&spot.path))?;
-        page::paragraph(out, 4, &escape(&spot.effect))?;
+        page::paragraph(out, 4, page::WIDTH, &escape(&spot.effect))?;
     }
     match &answer.reason {
         None => writeln!(out, "\nTracing works here."),

@@ -1,10 +1,14 @@
 //! The commands: each puts together kernel, tracer, analysis and report.
 
 mod assemble;
+mod attribute;
 mod check;
+mod diff;
+mod judging;
 mod output;
 mod probe;
 mod progress;
+mod saved;
 mod selftest;
 mod stop;
 mod trace;
@@ -22,6 +26,7 @@ use crate::cli::{Cli, Command};
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Some(Command::Check(args)) => check::run(&args),
-        None => trace::run(&cli.trace).map(|()| ExitCode::SUCCESS),
+        Some(Command::Diff(args)) => diff::run(&args).map(|()| ExitCode::SUCCESS),
+        None => trace::run(&cli.trace),
     }
 }

@@ -9,6 +9,17 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tempfile::NamedTempFile;
 
+use crate::report::page::WIDTH;
+
+/// Columns of the terminal that standard output is, or of a page.
+pub(super) fn width() -> usize {
+    terminal_size::terminal_size_of(io::stdout()).map_or(WIDTH, |(width, _)| usize::from(width.0).clamp(NARROWEST, WIDEST))
+}
+
+/// Narrower terminals wrap lines, and wider ones leave room.
+const NARROWEST: usize = 60;
+const WIDEST: usize = 160;
+
 /// The place for a report, found writable before anything is traced.
 pub(super) enum Output {
     Stdout,

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
+    process::ExitCode,
     sync::Arc,
     time::Instant,
 };
@@ -13,15 +14,23 @@ use procfs::{Current as _, Meminfo};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::Instant as Deadline;
 
-use super::{assemble, output::Output, probe, progress::Progress, stop::Stop};
+use super::{
+    assemble::{self, Before},
+    attribute::Attribution,
+    judging::{self, Judging},
+    output::{self, Output},
+    probe,
+    progress::Progress,
+    saved,
+    stop::Stop,
+};
 use crate::{
-    analysis::blame::{self, Function, Place},
     cli::{Format, TraceArgs},
-    kernel::{dwarf::DebugInfo, machine::Machine, modules, places::Places, symbols::Symbols},
+    kernel::{dwarf::DebugInfo, machine::Machine, modules, places::Places},
     proc::slab::{self, CacheTraits, SlabCache},
-    report::{escape, text},
+    report::{escape, known::Known, page::WIDTH, text},
     tracer::{
-        Locate, Located, Settings, Snapshot, Tracer,
+        Settings, Snapshot, Tracer,
         hooks::{Family, UNSEEN},
         sizes::Sizes,
     },
@@ -43,15 +52,32 @@ pub(super) struct Surroundings {
     pub(super) places: Places,
     pub(super) no_page_lookup: Option<String>,
     pub(super) slabinfo_error: Option<String>,
+    pub(super) min_age_s: f64,
+}
+
+impl Surroundings {
+    /// Reads again what changes meanwhile.
+    pub(super) fn refresh(&mut self, root: &Path) {
+        if let Some((_, after)) = &mut self.slabinfo
+            && let Ok(now) = slab::read_slabinfo(root)
+        {
+            *after = now;
+        }
+        if let Ok(now) = Meminfo::current() {
+            self.memory.1 = now;
+        }
+        self.places.refresh(root);
+    }
 }
 
 /// Traces and reports.
 ///
 /// # Errors
 /// When tracing cannot work here, or the report cannot be written.
-pub(super) fn run(args: &TraceArgs) -> Result<()> {
+pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let root = Path::new("/");
     let filter = Filter::new(&args.cache)?;
+    let baseline = args.baseline.as_deref().map(saved::read).transpose()?.map(|report| Known::of(&report));
     let output = Output::open(args.output.as_deref())?;
     let kernel = probe::probe(root)?;
     let symbols = Arc::new(kernel.symbols);
@@ -92,8 +118,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     let _guard = runtime.enter();
     // Before anything is attached, so that no signal finds the default action.
     let stop = Stop::new().context("cannot catch signals")?;
-    let mut tracer = Tracer::new(&kernel.layout, sizes, settings, locate(symbols), &loaded)?;
-    let memory_before = Meminfo::current().context("cannot read /proc/meminfo")?;
+    let attribution = Arc::new(Attribution { symbols, helpers: args.helper.clone() });
+    let mut tracer = Tracer::new(&kernel.layout, sizes, settings, attribution, &loaded)?;
+    let memory = Meminfo::current().context("cannot read /proc/meminfo")?;
     let started = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     // Once more, because the tables and programs themselves took slab memory.
     let before = before.and_then(|_| slab::read_slabinfo(root).ok());
@@ -101,23 +128,27 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
     if !args.quiet {
         eprintln!("{}", banner(&kernel.machine, &tracer, args));
     }
-    let mut places = places;
-    let snapshot = runtime.block_on(watch(tracer, args, &filter, &stop, &mut places))?;
-    let slabinfo = before.and_then(|before| Some((before, slab::read_slabinfo(root).ok()?)));
-    let memory_after = Meminfo::current().context("cannot read /proc/meminfo")?;
     let mut surroundings = Surroundings {
         started,
         machine: kernel.machine,
-        slabinfo,
+        slabinfo: before.map(|before| (before.clone(), before)),
         traits,
-        memory: (memory_before, memory_after),
+        memory: (memory.clone(), memory),
         places,
         no_page_lookup: kernel.layout.no_page_lookup,
         slabinfo_error,
+        min_age_s: args.survivor_age().as_secs_f64(),
     };
-    surroundings.places.refresh(root);
+    let mut judging = Judging::new(args, baseline.as_ref());
+    let shaken = runtime.block_on(watch(&mut tracer, &filter, &stop, &mut surroundings, &mut judging))?;
+    tracer.detach()?;
+    let snapshot = tracer.snapshot()?;
+    surroundings.refresh(root);
     let begun = Instant::now();
-    let mut report = assemble::report(&snapshot, &surroundings, args);
+    let look = |snapshot: &Snapshot, which: &[usize]| tracer.linkage(snapshot, which);
+    let judgement = assemble::judge(&snapshot, &surroundings, shaken.as_ref(), &look);
+    let mut report =
+        assemble::report(&snapshot, judgement, shaken.as_ref(), &surroundings, baseline.as_ref(), args);
     report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
     let text = match args.format {
         Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
@@ -127,34 +158,12 @@ pub(super) fn run(args: &TraceArgs) -> Result<()> {
                 colour: output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
                 verbose: args.verbose,
                 top: args.top as usize,
+                width: if output.is_terminal() { output::width() } else { WIDTH },
             },
         ),
     };
-    output.write(&text)
-}
-
-/// Finds call sites on stacks by the symbols that are known now: what is loaded later is no allocator.
-pub(super) fn locate(symbols: Arc<Symbols>) -> Locate {
-    Box::new(move |frames, pages, stays| {
-        let functions: Vec<_> = frames
-            .iter()
-            .map(|&address| match symbols.locate_return(address) {
-                Some(location) => {
-                    Some(Function { symbol: location.symbol, in_module: location.module.is_some() })
-                }
-                // A watched module's, loaded since the symbols were read.
-                None if stays.iter().any(|stay| stay.contains(address.wrapping_sub(1))) => {
-                    Some(Function { symbol: "", in_module: true })
-                }
-                None => None,
-            })
-            .collect();
-        match blame::call_site(&functions, pages) {
-            Place::At(index) => Located::At(frames[index]),
-            Place::CountedElsewhere => Located::CountedElsewhere,
-            Place::Unknown => Located::At(0),
-        }
-    })
+    output.write(&text)?;
+    Ok(judging::exit_code(&report, args))
 }
 
 fn banner(machine: &Machine, tracer: &Tracer, args: &TraceArgs) -> String {
@@ -200,18 +209,21 @@ fn settings(
         modules: args.modules(),
         refused: args.refuse.clone(),
         min_age: args.survivor_age(),
+        interval: args.interval,
         verbose: args.verbose,
     }
 }
 
-/// Ticks until the time is up or a signal comes, and then takes the snapshot.
+/// Ticks until the time is up, a signal comes or what is waited for is found; and then drops caches, if
+/// that is asked for, and returns what was alive before.
 async fn watch(
-    mut tracer: Tracer,
-    args: &TraceArgs,
+    tracer: &mut Tracer,
     filter: &Filter,
     stop: &Stop,
-    places: &mut Places,
-) -> Result<Snapshot> {
+    surroundings: &mut Surroundings,
+    judging: &mut Judging<'_>,
+) -> Result<Option<Before>> {
+    let args = judging.args;
     let begun = Instant::now();
     let end = Deadline::from_std(begun + args.duration);
     let mut progress = Progress::new(args.duration, args.quiet);
@@ -221,20 +233,20 @@ async fn watch(
         tracer.begin_measuring();
         let measured = stop.wait_until((Deadline::now() + args.interval / MEASURED_PART).min(end)).await;
         tracer.end_measuring();
-        learn(&mut tracer, places);
-        if measured || rest(&mut tracer, stop, next.min(end), places).await? {
+        learn(tracer, &mut surroundings.places);
+        if measured || rest(tracer, stop, next.min(end), &mut surroundings.places).await? {
             break;
         }
         progress.show(&tracer.tick()?);
         progress.say(&tracer.messages());
         tracer.admit_caches(|name| filter.matches(name, None));
-        if Deadline::now() >= end {
+        if Deadline::now() >= end || judging.has_leak(tracer, surroundings)? {
             break;
         }
     }
     progress.finish();
     progress.say(&tracer.messages());
-    tracer.finish()
+    if args.shake { judging::shake(tracer).await } else { Ok(None) }
 }
 
 /// Waits for the next tick, but relieves the tables whenever they fill up; true when a signal came first.

@@ -56,18 +56,22 @@ impl Places {
             .filter(|location| location.module.is_some_and(|module| !after.has_module(module)))
     }
 
-    /// The frames of a return address: one, and before it the functions inlined into it.
-    pub fn frames(&self, address: u64) -> Vec<Frame> {
+    /// The function of a return address.
+    pub fn locate(&self, address: u64) -> Option<Location<'_>> {
         // A module that was unloaded is only in the first reading, one that was loaded in the second.
         let call = address.wrapping_sub(1);
-        let location = self
-            .learned
+        self.learned
             .iter()
             .filter(|(_, code)| code.iter().any(|range| range.contains(&call)))
             .find_map(|(symbols, _)| symbols.locate_return(address))
             .or_else(|| self.gone(address))
             .or_else(|| self.after.as_ref().and_then(|symbols| symbols.locate_return(address)))
-            .or_else(|| self.before.locate_return(address));
+            .or_else(|| self.before.locate_return(address))
+    }
+
+    /// The frames of a return address: one, and before it the functions inlined into it.
+    pub fn frames(&self, address: u64) -> Vec<Frame> {
+        let location = self.locate(address);
         let whole = Frame {
             address,
             symbol: location.map(|location| location.symbol.to_owned()),

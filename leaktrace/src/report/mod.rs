@@ -1,5 +1,10 @@
 //! The report: its model, which is the JSON schema, and the forms in which it is told.
 
+pub mod difference;
+pub mod finding;
+pub mod findings;
+pub mod headline;
+pub mod known;
 pub mod model;
 pub mod page;
 pub mod text;

@@ -1,34 +1,45 @@
 //! The report, schema `leaktrace.report/1`. Fields may be added, never renamed; numbers are in
 //! the unit that their name ends in.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-pub use super::unload::{LeftSite, Unload};
+pub use super::{
+    finding::{
+        Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Stack, Survivors, Task,
+    },
+    unload::{LeftSite, Unload},
+};
+
+/// One of a few words, or whatever a report of another version has in its place.
+pub type Word = Cow<'static, str>;
 
 /// Name and version of the schema.
 pub const SCHEMA: &str = "leaktrace.report/1";
 
 /// Everything that a run found.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
     /// Always [`SCHEMA`].
-    pub schema: &'static str,
+    pub schema: Word,
     /// Version of leaktrace.
-    pub tool_version: &'static str,
+    pub tool_version: Word,
     /// Release of the kernel.
     pub kernel: String,
     /// Architecture and size of the machine.
     pub machine: Machine,
     /// When and how long.
     pub window: Window,
+    /// The answer.
+    #[serde(default)]
+    pub headline: Headline,
     /// What was watched, and what was not or got lost.
     pub coverage: Coverage,
     /// What the run itself cost.
     pub overhead: Overhead,
     /// From /proc/meminfo.
-    pub memory: BTreeMap<&'static str, MemoryChange>,
+    pub memory: BTreeMap<Word, MemoryChange>,
     /// Slab caches, those that grew most first.
     pub caches: Vec<Cache>,
     /// Sites, the likeliest leak first.
@@ -36,11 +47,30 @@ pub struct Report {
     /// The findings' modules.
     pub modules: Vec<Module>,
     /// Watched modules that were removed, and what they left behind.
+    #[serde(default)]
     pub unloads: Vec<Unload>,
+    /// What went away when caches were dropped, with `--shake`.
+    #[serde(default)]
+    pub shake: Option<Shake>,
+}
+
+/// The answer in one sentence, and its numbers.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Headline {
+    /// `leak`, `suspect` or `none`: the strongest verdict on what a baseline does not have.
+    pub verdict: Word,
+    /// The sentence.
+    pub text: String,
+    /// What all leaks together take.
+    pub bytes_per_s: f64,
+    /// How long the memory that is available lasts at that rate; `null` without a leak.
+    pub memory_lasts_s: Option<f64>,
+    /// A slower leak would not have been seen; `null` when the window is too short to see any.
+    pub floor_objects_per_s: Option<f64>,
 }
 
 /// The machine.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Machine {
     /// As `uname -m` says.
     pub architecture: String,
@@ -51,7 +81,7 @@ pub struct Machine {
 }
 
 /// The time that was traced.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Window {
     /// Start, in RFC 3339.
     pub started: String,
@@ -59,12 +89,15 @@ pub struct Window {
     pub duration_s: f64,
     /// Looks at the tables.
     pub ticks: u64,
+    /// Those of them that counted survivors.
+    #[serde(default)]
+    pub scans: u64,
     /// Age from which a live object is a survivor.
     pub min_age_s: f64,
 }
 
 /// What the numbers cover.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Coverage {
     /// All hooks of this kernel.
     pub hooks: Vec<HookReport>,
@@ -77,14 +110,14 @@ pub struct Coverage {
 }
 
 /// A hook.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct HookReport {
     /// Name of the tracepoint.
-    pub name: &'static str,
+    pub name: Word,
     /// The path of the allocator that it sees.
-    pub path: &'static str,
+    pub path: Word,
     /// How it is attached.
-    pub mechanism: &'static str,
+    pub mechanism: Word,
     /// Whether it was.
     pub attached: bool,
     /// The kernel's refusal.
@@ -92,7 +125,7 @@ pub struct HookReport {
 }
 
 /// Something that was not seen.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct BlindSpot {
     /// The path of the allocator, or the source of knowledge that is missing.
     pub path: String,
@@ -103,7 +136,7 @@ pub struct BlindSpot {
 }
 
 /// Events and objects that were missed.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct LostReport {
     /// Events skipped because their program was running on that CPU already.
     pub recursion_misses: u64,
@@ -117,12 +150,18 @@ pub struct LostReport {
     pub site_overflow: u64,
     /// Stacks that the kernel could not capture.
     pub stacks_failed: u64,
+    /// Frees whose caller found no place.
+    #[serde(default)]
+    pub callers: u64,
+    /// Callers whose growth found no place.
+    #[serde(default)]
+    pub series: u64,
     /// Sites whose slab cache could not be read.
     pub unknown_caches: u64,
 }
 
 /// What the run cost.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Overhead {
     /// The programs in the kernel.
     pub programs: Vec<ProgramReport>,
@@ -141,10 +180,10 @@ pub struct Overhead {
 }
 
 /// What one program cost.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ProgramReport {
     /// Its name.
-    pub name: &'static str,
+    pub name: Word,
     /// Runs that were measured.
     pub runs: u64,
     /// Time of each.
@@ -154,7 +193,7 @@ pub struct ProgramReport {
 }
 
 /// One line of /proc/meminfo.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct MemoryChange {
     /// Before the run.
     pub before_kb: u64,
@@ -163,7 +202,7 @@ pub struct MemoryChange {
 }
 
 /// A slab cache.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Cache {
     /// Its name.
     pub name: String,
@@ -176,13 +215,13 @@ pub struct Cache {
     /// What was traced.
     pub traced: TracedReport,
     /// `agrees`, `partly`, `contradicts`, `more in slabinfo` or `unchecked`.
-    pub agreement: &'static str,
+    pub agreement: Word,
     /// Difference up to which both agree: objects that SLUB may hold back as active.
     pub tolerance: u64,
 }
 
 /// Active objects in /proc/slabinfo.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct SlabChange {
     /// Before the run.
     pub before: u64,
@@ -191,7 +230,7 @@ pub struct SlabChange {
 }
 
 /// Traced events of a cache.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct TracedReport {
     /// Allocations.
     pub allocated: u64,
@@ -205,146 +244,28 @@ pub struct TracedReport {
     pub net: i64,
 }
 
-/// A site.
-#[derive(Clone, Debug, Serialize)]
-pub struct Finding {
-    /// From 1.
-    pub rank: usize,
-    /// `suspect`, `cache`, `plateau` or `churn`.
-    pub verdict: &'static str,
-    /// Why it can be no more than suspected, where its frees may not all be seen.
-    pub doubt: Option<String>,
-    /// Surviving bytes weighed by verdict and growth.
-    pub score: f64,
-    /// `kmalloc`, `kmalloc-large`, `kmem_cache`, `page`, `vmalloc` or `percpu`.
-    pub family: &'static str,
-    /// Name of the slab cache; of other families the size of the block (`pages-16k`) or the family.
-    pub cache: String,
-    /// The module to blame, or the kernel's function where none is on the stack.
-    pub module: String,
-    /// Whether `module` is a loadable module.
-    pub is_module: bool,
-    /// Where it allocates.
-    pub call_site: Frame,
-    /// Allocations.
-    pub allocated: u64,
-    /// Frees.
-    pub freed: u64,
-    /// Frees among them that were not seen when they happened.
-    pub implicit_frees: u64,
-    /// What is allocated and not freed.
-    pub live: Amount,
-    /// What of it is older than the minimum age.
-    pub survivors: Survivors,
-    /// How it grows.
-    pub growth: Growth,
-    /// How long freed objects had lived.
-    pub lifetime: Lifetime,
-    /// Who allocated the live objects.
-    pub tasks: Vec<Task>,
-    /// From where.
-    pub stacks: Vec<Stack>,
-    /// The oldest of them.
-    pub objects: Vec<Object>,
-    /// Why, in words.
-    pub evidence: Vec<String>,
+/// What dropping caches did.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Shake {
+    /// Traced objects that lived before and did not afterwards.
+    pub freed: Amount,
+    /// The same by cache, the most bytes first.
+    pub caches: Vec<ShakenCache>,
 }
 
-/// Objects and their bytes.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Amount {
-    /// Objects.
-    pub objects: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-/// Objects that stay.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Survivors {
-    /// Objects.
-    pub objects: u64,
-    /// Bytes.
-    pub bytes: u64,
-    /// Age of the oldest.
-    pub oldest_s: f64,
-}
-
-/// Growth of the live objects.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Growth {
-    /// Theil-Sen slope.
-    pub bytes_per_s: f64,
-    /// Not computed yet.
-    pub p_value: Option<f64>,
-}
-
-/// Lifetimes of freed objects.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Lifetime {
-    /// Half did not live longer.
-    pub p50_us: Option<f64>,
-    /// 99 of 100 did not live longer.
-    pub p99_us: Option<f64>,
-}
-
-/// A process.
-#[derive(Clone, Debug, Serialize)]
-pub struct Task {
+/// What of a cache went away.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ShakenCache {
     /// Its name.
-    pub comm: String,
-    /// Its id; 0 for interrupts on the idle task.
-    pub pid: u32,
-    /// Objects.
-    pub objects: u64,
-}
-
-/// A stack.
-#[derive(Clone, Debug, Serialize)]
-pub struct Stack {
-    /// Objects that were allocated from it, of those that have a stack.
-    pub objects: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// The call site first.
-    pub frames: Vec<Frame>,
-}
-
-/// A place in the code.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Frame {
-    /// Return address.
-    #[serde(serialize_with = "hex")]
-    pub address: u64,
-    /// Function, where it is known.
-    pub symbol: Option<String>,
-    /// Bytes into it.
-    pub offset: u64,
-    /// Loadable module, if it is in one.
-    pub module: Option<String>,
-    /// Source file.
-    pub file: Option<String>,
-    /// Line in it.
-    pub line: Option<u32>,
-    /// Whether the function is inlined into the next frame's.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub inlined: bool,
-}
-
-/// One outstanding object.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Object {
-    /// Its address; of pages that of the `struct page`, of per-CPU memory that of the first CPU's copy.
-    #[serde(serialize_with = "hex")]
-    pub address: u64,
-    /// Bytes that were asked for.
-    pub size: u32,
-    /// Its age.
-    pub age_s: f64,
+    pub cache: String,
+    /// Live objects before.
+    pub before: u64,
+    /// What went away.
+    pub freed: Amount,
 }
 
 /// What a module's sites hold.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Module {
     /// Its name; `vmlinux` for the kernel itself.
     pub name: String,
@@ -356,25 +277,4 @@ pub struct Module {
     pub survivor_bytes: u64,
     /// Growth.
     pub bytes_per_s: f64,
-}
-
-/// JSON has no 64-bit integers that everyone reads alike.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
-fn hex<S: serde::Serializer>(address: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{address:#x}"))
-}
-
-impl Frame {
-    /// `symbol+0xoffset [module]`, or the address.
-    pub fn label(&self) -> String {
-        let place = match (&self.symbol, self.inlined) {
-            (Some(symbol), true) => symbol.clone(),
-            (Some(symbol), false) => format!("{symbol}+{:#x}", self.offset),
-            (None, _) => format!("{:#x}", self.address),
-        };
-        match &self.module {
-            Some(module) => format!("{place} [{module}]"),
-            None => place,
-        }
-    }
 }

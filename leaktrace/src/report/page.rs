@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write as _};
 
-/// Columns of the page.
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+/// Columns of a page that is no terminal.
 pub const WIDTH: usize = 100;
 
 /// Cuts text to so many characters, and shows that.
@@ -17,8 +19,8 @@ pub fn shorten(text: &str, limit: usize) -> String {
 ///
 /// # Errors
 /// As writing to `out` has.
-pub fn paragraph(out: &mut String, indent: usize, text: &str) -> fmt::Result {
-    for (index, line) in wrap(text, WIDTH - indent - 2).into_iter().enumerate() {
+pub fn paragraph(out: &mut String, indent: usize, width: usize, text: &str) -> fmt::Result {
+    for (index, line) in wrap(text, width - indent - 2).into_iter().enumerate() {
         writeln!(out, "{:1$}{2}{line}", "", indent, if index == 0 { "" } else { "  " })?;
     }
     Ok(())
@@ -39,6 +41,30 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+/// A table without lines, as wide as what is in it.
+pub fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+}
+
+/// Aligns columns to the right, and the first with the text around the table.
+pub fn right_aligned(table: &mut Table, right: &[usize]) {
+    if let Some(first) = table.column_mut(0) {
+        first.set_padding((0, 1));
+    }
+    for &index in right {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// The table without the blanks that fill its lines.
+pub fn trimmed(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

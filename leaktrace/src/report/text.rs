@@ -1,18 +1,17 @@
-//! The report for reading, at 100 columns: the answer first, then the evidence, then what to run next.
+//! The report for reading: the answer first, then the evidence, then what to run next.
 
 use std::fmt::{self, Write as _};
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-
 use super::{
-    escape,
-    model::{Cache, Finding, Frame, Report},
-    page::{WIDTH, paragraph, shorten, wrap},
+    escape, findings,
+    findings::place,
+    model::{Cache, Report},
+    page::{WIDTH, paragraph, plain_table, right_aligned, shorten, trimmed, wrap},
 };
 use crate::units;
 
 /// How to show it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Style {
     /// With colours.
     pub colour: bool,
@@ -20,14 +19,15 @@ pub struct Style {
     pub verbose: bool,
     /// Findings and caches to show.
     pub top: usize,
+    /// Columns.
+    pub width: usize,
 }
 
-/// Findings that are told in full; the rest are in the table, or in full with `-v`.
-const TOLD: usize = 3;
-/// Frames of the short stack.
-const FRAMES: usize = 12;
-/// Where the text of a finding begins.
-const INDENT: usize = 10;
+impl Default for Style {
+    fn default() -> Self {
+        Self { colour: false, verbose: false, top: 10, width: WIDTH }
+    }
+}
 
 /// Renders the report.
 pub fn render(report: &Report, style: &Style) -> String {
@@ -40,174 +40,47 @@ pub fn render(report: &Report, style: &Style) -> String {
 fn write_report(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     headline(out, report, style)?;
     if !report.findings.is_empty() {
-        writeln!(out, "\n{}", findings_table(&report.findings, style))?;
-        let told = if style.verbose { style.top } else { TOLD.min(style.top) };
-        for finding in report.findings.iter().take(told) {
-            finding_in_full(out, finding, style)?;
-        }
+        findings::write(out, report, style)?;
         modules(out, report)?;
     }
-    unloads(out, report)?;
+    unloads(out, report, style)?;
     caches(out, report, style)?;
-    coverage(out, report)?;
+    shake(out, report, style)?;
+    coverage(out, report, style)?;
     cost(out, report, style)
 }
 
 fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     for unload in report.unloads.iter().filter(|unload| unload.left.objects > 0) {
-        let word = unload.verdict.to_uppercase();
         let text = format!(
-            "{word:<7}  {} was removed after {} and left {} objects behind, {}.",
+            "{} was removed after {} and left {} objects behind, {}.",
             escape(&unload.module),
             units::seconds(unload.after_s),
             units::count(unload.left.objects),
             units::bytes(unload.left.bytes as f64)
         );
-        writeln!(out, "{}", paint(style, "1;31", &wrap(&text, WIDTH - 9).join("\n         ")))?;
+        said(out, style, "1;31", &unload.verdict, &text)?;
     }
-    let window = units::seconds(report.window.duration_s);
-    let suspects = report.findings.iter().filter(|finding| finding.verdict == "suspect").count();
-    match report.findings.first().filter(|_| suspects > 0) {
-        Some(first) => {
-            let text = format!(
-                "SUSPECT  {} keeps {} in {} at {}, growing by {}/s.",
-                escape(&first.module),
-                units::bytes(first.survivors.bytes as f64),
-                escape(&first.cache),
-                escape(&first.call_site.label()),
-                units::bytes(first.growth.bytes_per_s)
-            );
-            // Lines after the first are set under its text.
-            let text = wrap(&text, WIDTH - 9).join("\n         ");
-            writeln!(out, "{}", paint(style, "1;31", &text))?;
-            if suspects > 1 {
-                let more = units::plural(suspects - 1, "more suspect");
-                writeln!(out, "         {more} below.")?;
-            }
-        }
-        None => writeln!(
-            out,
-            "{}",
-            paint(style, "1;32", &format!("No site kept a growing number of objects in {window}."))
-        )?,
-    }
+    let (colour, word) = match report.headline.verdict.as_ref() {
+        "none" => ("1;32", "none"),
+        word => ("1;31", word),
+    };
+    said(out, style, colour, word, &escape(&report.headline.text))?;
     if report.coverage.sampling > 1 {
-        writeln!(
-            out,
-            "         Sampled: 1 in {} addresses was tracked, and counts are scaled.",
+        let text = format!(
+            "Sampled: 1 in {} addresses was tracked, and counts are scaled.",
             report.coverage.sampling
-        )?;
+        );
+        said(out, style, "0", "", &text)?;
     }
     Ok(())
 }
 
-fn findings_table(findings: &[Finding], style: &Style) -> String {
-    let mut table = plain_table();
-    table.set_header(["#", "verdict", "where", "cache", "live", "bytes", "growth", "freed", "oldest"]);
-    for finding in findings.iter().take(style.top) {
-        let freed = if finding.allocated == 0 {
-            0.0
-        } else {
-            finding.freed as f64 / finding.allocated as f64 * 100.0
-        };
-        table.add_row([
-            finding.rank.to_string(),
-            finding.verdict.to_owned(),
-            place(&finding.call_site, 34),
-            shorten(&escape(&finding.cache), 18),
-            units::count(finding.live.objects),
-            units::bytes(finding.live.bytes as f64),
-            growth(finding.growth.bytes_per_s),
-            percent(freed),
-            units::seconds(finding.survivors.oldest_s),
-        ]);
-    }
-    align(&mut table, &[0, 4, 5, 6, 7, 8]);
-    trimmed(&table)
-}
-
-/// Where a frame lies in so many characters: of a long name the module is what must be seen.
-fn place(frame: &Frame, limit: usize) -> String {
-    let label = frame.label();
-    let label = escape(&label);
-    match (label.rsplit_once(' '), &frame.module) {
-        (Some((symbol, module)), Some(_)) if label.chars().count() > limit => {
-            let room = limit.saturating_sub(module.chars().count() + 1).max(limit / 2);
-            shorten(&format!("{} {module}", shorten(symbol, room)), limit)
-        }
-        _ => shorten(&label, limit),
-    }
-}
-
-/// 100 % only if it is all.
-fn percent(value: f64) -> String {
-    if value > 99.0 && value < 100.0 { "99 %".into() } else { format!("{value:.0} %") }
-}
-
-fn growth(bytes_per_s: f64) -> String {
-    if bytes_per_s.abs() < 1.0 {
-        return "0".into();
-    }
-    format!("{}{}/s", if bytes_per_s > 0.0 { "+" } else { "" }, units::bytes(bytes_per_s))
-}
-
-fn finding_in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
-    let head = format!("{:>2}  {}  {}", finding.rank, finding.verdict, escape(&finding.call_site.label()));
-    writeln!(out, "\n{}", paint(style, "1", &head))?;
-    if let (Some(file), Some(line)) = (&finding.call_site.file, finding.call_site.line) {
-        labelled(out, "line", &format!("{}:{line}", escape(file)))?;
-    }
-    for (index, evidence) in finding.evidence.iter().enumerate() {
-        labelled(out, if index == 0 { "why" } else { "" }, &escape(evidence))?;
-    }
-    let total: u64 = finding.tasks.iter().map(|task| task.objects).sum();
-    if total > 0 {
-        let tasks: Vec<_> = finding
-            .tasks
-            .iter()
-            .take(4)
-            .map(|task| {
-                format!(
-                    "{} ({}) {:.0} %",
-                    escape(&task.comm),
-                    task.pid,
-                    task.objects as f64 / total as f64 * 100.0
-                )
-            })
-            .collect();
-        labelled(out, "who", &tasks.join(", "))?;
-    }
-    if let Some(stack) = finding.stacks.first() {
-        let mut frames: Vec<_> =
-            stack.frames.iter().take(FRAMES).map(|frame| escape(&frame.label()).into_owned()).collect();
-        if stack.frames.len() > FRAMES {
-            frames.push(format!("{} more", stack.frames.len() - FRAMES));
-        }
-        labelled(out, "stack", &frames.join(" < "))?;
-        if finding.stacks.len() > 1 {
-            labelled(out, "", &format!("and {}", units::plural(finding.stacks.len() - 1, "other stack")))?;
-        }
-    } else {
-        labelled(
-            out,
-            "stack",
-            "none was captured: the call site above is exact; more --overhead captures more",
-        )?;
-    }
-    let next = match finding.verdict {
-        "suspect" if finding.is_module => {
-            format!("leaktrace --duration 5m --module {}", escape(&finding.module))
-        }
-        "suspect" => match finding.family {
-            family @ ("page" | "vmalloc" | "percpu") => {
-                format!("leaktrace --duration 5m --family {family} --overhead 5")
-            }
-            _ => format!("leaktrace --duration 5m --cache '{}' --overhead 5", escape(&finding.cache)),
-        },
-        "cache" => "echo 2 > /proc/sys/vm/drop_caches frees such objects if nothing holds them".to_owned(),
-        _ => return Ok(()),
-    };
-    labelled(out, "next", &next)
+/// A verdict in capitals, and a sentence whose later lines are set under its first.
+fn said(out: &mut String, style: &Style, colour: &str, verdict: &str, text: &str) -> fmt::Result {
+    let verdict = if verdict == "none" { "OK".to_owned() } else { escape(verdict).to_uppercase() };
+    let text = wrap(text, style.width - 9).join("\n         ");
+    writeln!(out, "{}", paint(style, colour, &format!("{verdict:<7}  {text}")))
 }
 
 fn modules(out: &mut String, report: &Report) -> fmt::Result {
@@ -223,14 +96,14 @@ fn modules(out: &mut String, report: &Report) -> fmt::Result {
             shorten(&escape(&module.name), 24),
             units::plural(module.findings, "site"),
             units::bytes(module.survivor_bytes as f64),
-            growth(module.bytes_per_s)
+            units::rate(module.bytes_per_s)
         )?;
     }
     Ok(())
 }
 
 /// What watched modules left behind when they were removed.
-fn unloads(out: &mut String, report: &Report) -> fmt::Result {
+fn unloads(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     for unload in &report.unloads {
         let (module, after) = (escape(&unload.module), units::seconds(unload.after_s));
         if unload.sites.is_empty() {
@@ -249,8 +122,30 @@ fn unloads(out: &mut String, report: &Report) -> fmt::Result {
             )?;
         }
         if let Some(doubt) = &unload.doubt {
-            paragraph(out, 2, &escape(doubt))?;
+            paragraph(out, 2, style.width, &escape(doubt))?;
         }
+    }
+    Ok(())
+}
+
+/// What went away when caches were dropped.
+fn shake(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
+    let Some(shake) = &report.shake else { return Ok(()) };
+    writeln!(
+        out,
+        "\nDropping dentries and inodes freed {} traced objects, {}",
+        units::count(shake.freed.objects),
+        units::bytes(shake.freed.bytes as f64)
+    )?;
+    for cache in shake.caches.iter().take(style.top.min(8)) {
+        writeln!(
+            out,
+            "  {:<28} {:>10} of {:<10} {:>10}",
+            shorten(&escape(&cache.cache), 28),
+            units::count(cache.freed.objects),
+            units::count(cache.before),
+            units::bytes(cache.freed.bytes as f64)
+        )?;
     }
     Ok(())
 }
@@ -277,15 +172,16 @@ fn caches(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
             shorten(&escape(&cache.name), 28),
             units::change(cache.traced.net),
             change,
-            cache.agreement.to_owned(),
+            escape(&cache.agreement).into_owned(),
             shorten(&aliases, 28),
         ]);
     }
-    align(&mut table, &[1, 2]);
+    right_aligned(&mut table, &[1, 2]);
     writeln!(out, "\n{}", trimmed(&table))?;
     paragraph(
         out,
         2,
+        style.width,
         "slabinfo counts objects that are free but kept by a CPU (its slab, partial slabs and sheaves) as active: \
          both agree when they differ by no more than that.",
     )
@@ -294,10 +190,10 @@ fn caches(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
 /// Whether a cache grew by what was traced, or by more than that may be off.
 fn grew(cache: &Cache) -> bool {
     let in_slabinfo = cache.slabinfo.is_some_and(|slabinfo| slabinfo.after > slabinfo.before);
-    cache.traced.net > 0 || (in_slabinfo && !matches!(cache.agreement, "agrees" | "unchecked"))
+    cache.traced.net > 0 || (in_slabinfo && !matches!(&*cache.agreement, "agrees" | "unchecked"))
 }
 
-fn coverage(out: &mut String, report: &Report) -> fmt::Result {
+fn coverage(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     writeln!(out, "\nNot seen")?;
     for spot in &report.coverage.blind_spots {
         let mut text = format!("{}: {}", escape(&spot.path), escape(&spot.effect));
@@ -307,20 +203,23 @@ fn coverage(out: &mut String, report: &Report) -> fmt::Result {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let _ = write!(text, " (here: {}{more})", names.join(", "));
         }
-        paragraph(out, 2, &text)?;
+        paragraph(out, 2, style.width, &text)?;
     }
     let lost = &report.coverage.lost;
     let text = format!(
         "Lost: {} events skipped by recursion, {} allocations without a place, {} events of sites without a place, \
-         {} stacks without a place, {} stacks not captured; {} frees were noticed late.",
+         {} stacks without a place, {} stacks not captured, {} callers of frees and {} callers' growth without a place; \
+         {} frees were noticed late.",
         units::count(lost.recursion_misses),
         units::count(lost.live_overflow),
         units::count(lost.site_overflow),
         units::count(lost.stack_overflow),
         units::count(lost.stacks_failed),
+        units::count(lost.callers),
+        units::count(lost.series),
         units::count(lost.implicit_frees)
     );
-    paragraph(out, 0, &text)
+    paragraph(out, 0, style.width, &text)
 }
 
 fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
@@ -336,7 +235,7 @@ fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
         units::bytes(overhead.tables_kb as f64 * 1_024.0),
         units::count(overhead.max_objects)
     );
-    paragraph(out, 0, &text)?;
+    paragraph(out, 0, style.width, &text)?;
     if style.verbose {
         for program in &overhead.programs {
             if let Some(ns) = program.ns_per_run {
@@ -358,37 +257,6 @@ fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     Ok(())
 }
 
-fn plain_table() -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table
-}
-
-/// Aligns columns to the right, and the first with the text around the table.
-fn align(table: &mut Table, right: &[usize]) {
-    if let Some(first) = table.column_mut(0) {
-        first.set_padding((0, 1));
-    }
-    for &index in right {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-}
-
-/// The table without the blanks that fill its lines.
-fn trimmed(table: &Table) -> String {
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
-}
-
-fn labelled(out: &mut String, label: &str, text: &str) -> fmt::Result {
-    for (index, line) in wrap(text, WIDTH - INDENT).into_iter().enumerate() {
-        let label = if index == 0 { label } else { "" };
-        writeln!(out, "    {label:<5} {line}")?;
-    }
-    Ok(())
-}
-
-fn paint(style: &Style, code: &str, text: &str) -> String {
+pub(super) fn paint(style: &Style, code: &str, text: &str) -> String {
     if style.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }

@@ -4,12 +4,16 @@
 pub mod cost;
 pub mod hooks;
 mod left;
+mod linkage;
 mod load;
 mod mapped;
 mod messages;
 mod names;
 mod page_uses;
+mod peek;
+mod processes;
 mod programs;
+mod records;
 mod sampling;
 mod scan;
 mod series;
@@ -17,17 +21,21 @@ mod settings;
 mod sites;
 pub mod sizes;
 mod snapshot;
+mod subjects;
 mod watch;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, SITE_SUSPECT, Site, StackRecord};
+use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, Site, StackRecord};
 
 use self::{
-    cost::CostMeter, mapped::MappedArray, messages::Messages, programs::Programs, scan::Question,
-    sites::SiteTable, sizes::Sizes, watch::Watch,
+    cost::CostMeter, mapped::MappedArray, messages::Messages, peek::Peeker, programs::Programs, scan::Question,
+    sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
 };
 pub use self::{
     cost::ProgramCost,
@@ -36,11 +44,11 @@ pub use self::{
     scan::LiveObject,
     series::Series,
     settings::Settings,
-    sites::{Locate, Located, Tick},
-    snapshot::{Lost, SiteRecord, Snapshot, StackShare, TaskShare},
+    sites::{Attribute, Located, Tick},
+    snapshot::{FreeCaller, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
     watch::Stay,
 };
-use crate::kernel::layout::Layout;
+use crate::{analysis::linkage::Linkage, kernel::layout::Layout};
 
 /// What one process holds of one site.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +62,9 @@ pub struct ProcessSite {
 }
 
 /// Part of a core that scanning the table may take.
-const SCAN_SHARE: u32 = 400;
+const SCAN_SHARE: u32 = 200;
+/// Most buckets of which one is looked at in a tick, when looking at all of them takes too long.
+const MAX_STRIDE: usize = 16;
 
 /// Sites whose stacks come first when the budget is short.
 const SUSPECTS: usize = 16;
@@ -84,23 +94,29 @@ pub struct Tracer {
     control: MappedArray<Control>,
     cpus: MappedArray<CpuState>,
     sites: SiteTable,
+    subjects: Subjects,
+    attribute: Arc<dyn Attribute>,
+    peeker: Result<Peeker, String>,
     watch: Watch,
     page_struct: u32,
     meter: CostMeter,
     started: Instant,
     next_scan: Instant,
+    stride: usize,
+    scans: u64,
     ticks: u64,
     slowest_scan: Duration,
     last_allocated: (Instant, u64),
     lost_before: u64,
     last_forgotten: Instant,
+    last: Option<snapshot::Last>,
 }
 
 impl Tracer {
     /// Makes the tables and loads the programs: all of them before the first is attached, because
     /// the kernel allocates and frees thousands of objects for each, which are nobody's leak.
     ///
-    /// `locate` finds call sites on stacks, and `loaded` has the text of watched modules that are loaded.
+    /// `attribute` says whose stacks are, and `loaded` has the text of watched modules that are loaded.
     ///
     /// # Errors
     /// One line on what the kernel refused.
@@ -108,7 +124,7 @@ impl Tracer {
         layout: &Layout,
         sizes: Sizes,
         settings: Settings,
-        locate: Locate,
+        attribute: Arc<dyn Attribute>,
         loaded: &[(String, (u64, u64))],
     ) -> Result<Self> {
         let mut ebpf = load::create(layout.config, &sizes, &settings)?;
@@ -116,6 +132,7 @@ impl Tracer {
         let hooks =
             hooks::for_kernel(layout, &settings.families, !settings.modules.is_empty(), &settings.refused);
         let programs = Programs::load(&mut ebpf, hooks)?;
+        let peeker = Peeker::load(&mut ebpf).map_err(|error| format!("{error:#}"));
         let control = MappedArray::map(&ebpf, "CONTROL", 1)?;
         let mut watch = Watch::new(
             settings.modules.clone(),
@@ -139,8 +156,11 @@ impl Tracer {
                 MappedArray::<Site>::map(&ebpf, "SITES", sizes.sites)?,
                 MappedArray::<Counters>::map(&ebpf, "COUNTERS", sizes.sites * sizes.shards)?,
                 sizes.shards as usize,
-                locate,
+                Arc::clone(&attribute),
             ),
+            subjects: Subjects::default(),
+            attribute,
+            peeker,
             watch,
             page_struct: layout.config.page_size_of,
             ebpf,
@@ -151,11 +171,14 @@ impl Tracer {
             meter: CostMeter::default(),
             started: now,
             next_scan: now,
+            stride: 1,
+            scans: 0,
             ticks: 0,
             slowest_scan: Duration::ZERO,
             last_allocated: (now, 0),
             lost_before: 0,
             last_forgotten: now,
+            last: None,
         })
     }
 
@@ -193,31 +216,41 @@ impl Tracer {
     /// When the kernel refuses a look.
     pub fn tick(&mut self) -> Result<Tick> {
         self.ticks += 1;
-        let seconds = self.started.elapsed().as_secs_f64();
         self.watch.update(&self.control.read(0));
         self.sites.locate(&self.stacks, self.watch.stays());
-        let totals = self.sites.update(seconds);
+        let totals = self.sites.totals();
         self.adjust_stacks(totals.allocated);
-        if self.ticks.is_power_of_two() || Instant::now() >= self.next_scan {
+        if Instant::now() >= self.next_scan {
             self.scan()?;
         }
         self.adjust_sampling(totals.live)?;
         Ok(Tick { sampling: 1 << self.sample_shift(), ..totals })
     }
 
-    /// Scans the table, but not so often that it would cost more than a small share of a core.
+    /// Counts survivors, in a part of the table where it is large: so that it can be done with every tick,
+    /// and costs no more than a small share of a core.
     fn scan(&mut self) -> Result<()> {
         let begun = Instant::now();
+        let seconds = self.started.elapsed().as_secs_f64();
         let born_before = monotonic_ns().saturating_sub(self.settings.min_age.as_nanos() as u64);
         let overflow = self.overflowed()?;
-        let counts = scan::count(&self.live, &overflow, self.sites.len(), born_before);
-        for site in self.sites.most_surviving(&counts, SUSPECTS) {
-            self.sites.flag(site, SITE_SUSPECT);
-        }
+        let stays = self.watch.stays();
+        self.subjects.learn(&self.sites, &*self.attribute, stays);
+        let counts = scan::count(&self.live, &overflow, self.subjects.split(), born_before, self.stride);
+        self.subjects.push(seconds, &counts, &self.sites, &self.stacks, &*self.attribute, stays);
+        self.sites.suspect(&self.subjects.most_growing(|site| self.sites.object_size(site), SUSPECTS));
         self.forget_pending(PENDING)?;
+        self.scans += 1;
         let took = begun.elapsed();
         self.slowest_scan = self.slowest_scan.max(took);
-        self.next_scan = begun + took * SCAN_SHARE;
+        let allowed = self.settings.interval / SCAN_SHARE;
+        if took > allowed && self.stride < MAX_STRIDE {
+            self.stride *= 2;
+        } else if took * 4 < allowed && self.stride > 1 {
+            self.stride /= 2;
+        }
+        // What still takes too long is done less often; but a tick that comes a little early is in time.
+        self.next_scan = begun + (took * SCAN_SHARE).saturating_sub(self.settings.interval / 2);
         Ok(())
     }
 
@@ -325,18 +358,40 @@ impl Tracer {
         Ok(())
     }
 
-    /// Takes the programs out of the kernel and the last look at their tables.
+    /// Takes the programs off their hooks; nothing is recorded any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn detach(&mut self) -> Result<()> {
+        self.meter.end();
+        let last = snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() };
+        self.programs.detach(&mut self.ebpf)?;
+        self.last = Some(last);
+        Ok(())
+    }
+
+    /// Takes a whole look at the tables: the last one if the programs are detached.
     ///
     /// # Errors
     /// When the kernel refuses a look.
-    pub fn finish(mut self) -> Result<Snapshot> {
-        self.meter.end();
-        let costs = self.programs.costs(&self.ebpf)?;
-        let duration = self.started.elapsed();
-        self.programs.detach(&mut self.ebpf)?;
+    pub fn snapshot(&mut self) -> Result<Snapshot> {
         self.watch.update(&self.control.read(0));
         self.sites.locate(&self.stacks, self.watch.stays());
-        snapshot::take(&mut self, duration, costs)
+        self.subjects.learn(&self.sites, &*self.attribute, self.watch.stays());
+        let last = match self.last.clone() {
+            Some(last) => last,
+            None => snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() },
+        };
+        snapshot::take(self, last)
+    }
+
+    /// Looks at survivors in memory: whether they are part of a structure there. `which` are indices of
+    /// the snapshot's sites.
+    ///
+    /// # Errors
+    /// Says why memory cannot be read.
+    pub fn linkage(&self, snapshot: &Snapshot, which: &[usize]) -> Result<Vec<Linkage>> {
+        linkage::look(self, snapshot, which)
     }
 
     /// Reads whether watched modules came or went; true when one came since the last call.
@@ -365,12 +420,12 @@ impl Tracer {
         let overflow = self.overflowed()?;
         let (_, details) = scan::detail(&self.live, &overflow, self.sites.len(), &Question::default());
         let mut sites: Vec<ProcessSite> = Vec::new();
-        for (&(site, _, tgid), &objects) in &details.groups {
+        for (&(site, _, tgid), group) in &details.groups {
             let site = site as usize;
             match sites.iter_mut().find(|known| known.site == site) {
                 _ if tgid != pid => {}
-                Some(known) => known.objects += objects,
-                None => sites.push(ProcessSite { site, family: self.sites.family(site), objects }),
+                Some(known) => known.objects += group.objects,
+                None => sites.push(ProcessSite { site, family: self.sites.family(site), objects: group.objects }),
             }
         }
         Ok(sites)

@@ -78,6 +78,21 @@ pub fn read_tasks(ebpf: &Ebpf) -> Result<FxHashMap<u32, String>> {
     Ok(tasks)
 }
 
+/// Who frees the objects of each site: callers and frees.
+///
+/// # Errors
+/// When the map cannot be read.
+pub fn read_free_callers(ebpf: &Ebpf) -> Result<FxHashMap<u32, FxHashMap<u64, u64>>> {
+    let map = ebpf.map("FREE_CALLERS").ok_or_else(|| anyhow!("the BPF object has no map FREE_CALLERS"))?;
+    let map: HashMap<_, [u64; 2], u64> = HashMap::try_from(map)?;
+    let mut callers: FxHashMap<u32, FxHashMap<u64, u64>> = FxHashMap::default();
+    for entry in &map {
+        let ([site, caller], frees) = entry?;
+        callers.entry(site as u32).or_default().insert(caller, frees);
+    }
+    Ok(callers)
+}
+
 /// All frames of a stack, those of the tracing first; empty when there is no such stack.
 pub fn read_whole_stack(stacks: &MappedArray<StackRecord>, id: u32) -> Vec<u64> {
     if id == 0 || id as usize >= stacks.len() {

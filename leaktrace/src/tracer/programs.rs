@@ -190,11 +190,6 @@ impl Programs {
     pub(super) fn hooks(&self) -> &[HookState] {
         &self.hooks
     }
-
-    /// Gives the hooks away.
-    pub(super) fn take_hooks(&mut self) -> Vec<HookState> {
-        std::mem::take(&mut self.hooks)
-    }
 }
 
 /// Attaches the programs of one way, or none of them.

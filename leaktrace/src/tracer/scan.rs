@@ -10,6 +10,10 @@ use super::mapped::MappedArray;
 
 /// Objects listed for each site, the oldest ones.
 pub const OBJECTS_PER_SITE: usize = 8;
+/// Survivors of each site that may be looked at in memory: a sample by address.
+const SAMPLES: usize = 48;
+/// The same of sites that are told apart by their stacks.
+const SPLIT_SAMPLES: usize = 512;
 
 /// What the table holds of one site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,17 +39,43 @@ pub struct LiveObject {
     pub size: u32,
     /// When it was allocated.
     pub time_ns: u64,
+    /// Its stack, 0 for none.
+    pub stack: u32,
+}
+
+/// Objects of one site that one process allocated from one stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Objects.
+    pub objects: u64,
+    /// Those older than the minimum age.
+    pub survivors: u64,
+    /// When the oldest was allocated; 0 without objects.
+    pub oldest_ns: u64,
+}
+
+impl Group {
+    /// Adds another one's objects.
+    pub fn add(&mut self, other: &Self) {
+        self.objects += other.objects;
+        self.survivors += other.survivors;
+        if self.oldest_ns == 0 || (other.oldest_ns != 0 && other.oldest_ns < self.oldest_ns) {
+            self.oldest_ns = other.oldest_ns;
+        }
+    }
 }
 
 /// Who allocated what is live.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
     /// Objects by (site, stack, process).
-    pub groups: FxHashMap<(u32, u32, u32), u64>,
+    pub groups: FxHashMap<(u32, u32, u32), Group>,
     /// The oldest objects of each site.
     pub oldest: FxHashMap<u32, Vec<LiveObject>>,
-    /// Objects that were passed over, by site.
-    pub excluded: FxHashMap<u32, u64>,
+    /// Survivors of each site, a sample: those with the smallest hashes of their addresses.
+    pub samples: FxHashMap<u32, Vec<(u64, LiveObject)>>,
+    /// Objects that were passed over, and the survivors among them, by site.
+    pub excluded: FxHashMap<u32, (u64, u64)>,
     /// Objects by site, stack, and the number of instants given that they are older than; with bytes.
     pub left: FxHashMap<(u32, u32, usize), (u64, u64)>,
 }
@@ -57,19 +87,44 @@ pub struct Question<'a> {
     pub born_before_ns: u64,
     /// Addresses that are passed over.
     pub excluded: Option<&'a FxHashSet<u64>>,
+    /// Which sites are told apart by their stacks.
+    pub split: &'a [bool],
     /// Instants, ascending, at which watched modules were removed.
     pub removals_ns: &'a [u64],
 }
 
-/// Counts the live objects of each site.
+/// What a quick look at the table shows.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// By site.
+    pub sites: Vec<SiteLive>,
+    /// Survivors by site and stack, of the sites that are told apart by their stacks.
+    pub split: FxHashMap<(u32, u32), u64>,
+}
+
+/// Counts the live objects of each site, in one of `stride` buckets: which bucket an object is in is
+/// as good as chance, and the counts are scaled.
 pub fn count(
     table: &MappedArray<Bucket>,
     overflow: &[(u64, Payload)],
-    sites: usize,
+    split: &[bool],
     born_before_ns: u64,
-) -> Vec<SiteLive> {
-    let mut counts = vec![SiteLive::default(); sites];
-    visit(table, overflow, |_, payload| add(&mut counts, &payload, born_before_ns));
+    stride: usize,
+) -> Counts {
+    let mut counts = Counts { sites: vec![SiteLive::default(); split.len()], split: FxHashMap::default() };
+    let scale = stride as u64;
+    visit(table, overflow, stride, |_, payload| {
+        add(&mut counts.sites, &payload, born_before_ns);
+        if payload.time_ns <= born_before_ns && split.get(payload.site as usize) == Some(&true) {
+            *counts.split.entry((payload.site, payload.stack)).or_default() += scale;
+        }
+    });
+    for site in counts.sites.iter_mut().filter(|site| scale > 1 && site.objects > 0) {
+        site.objects *= scale;
+        site.survivors *= scale;
+        site.bytes *= scale;
+        site.survivor_bytes *= scale;
+    }
     counts
 }
 
@@ -84,14 +139,19 @@ pub fn detail(
     let mut details = Details::default();
     // Neighbours in the table are no neighbours in time, but a leaking site has most of the
     // table: the last group is often the next one's too.
-    let mut last = ((0, 0, 0), 0_u64);
+    let mut last = ((0, 0, 0), Group::default());
     // The newest of the oldest objects that a site's list holds, once the list is full.
     let mut thresholds = vec![u64::MAX; sites];
-    visit(table, overflow, |key, payload| {
+    // The largest of the smallest hashes that a site's sample holds, once it is full.
+    let mut largest = vec![u64::MAX; sites];
+    visit(table, overflow, 1, |key, payload| {
+        let old = payload.time_ns <= question.born_before_ns;
         if let Some(excluded) = question.excluded
             && excluded.contains(&decode_address(key))
         {
-            *details.excluded.entry(payload.site).or_default() += u64::from(payload.size & FRAGMENT == 0);
+            let whole = u64::from(payload.size & FRAGMENT == 0);
+            let excluded = details.excluded.entry(payload.site).or_default();
+            *excluded = (excluded.0 + whole, excluded.1 + if old { whole } else { 0 });
             return;
         }
         add(&mut counts, &payload, question.born_before_ns);
@@ -105,26 +165,48 @@ pub fn detail(
             left.1 += u64::from(payload.size);
         }
         let group = (payload.site, payload.stack, payload.tgid);
+        let one = Group { objects: 1, survivors: u64::from(old), oldest_ns: payload.time_ns };
         if group == last.0 {
-            last.1 += 1;
+            last.1.add(&one);
         } else {
-            if last.1 > 0 {
-                *details.groups.entry(last.0).or_default() += last.1;
+            if last.1.objects > 0 {
+                details.groups.entry(last.0).or_default().add(&last.1);
             }
-            last = (group, 1);
+            last = (group, one);
         }
-        if let Some(threshold) = thresholds.get_mut(payload.site as usize)
+        let site = payload.site as usize;
+        let object = || LiveObject {
+            address: decode_address(key),
+            size: payload.size,
+            time_ns: payload.time_ns,
+            stack: payload.stack,
+        };
+        if let Some(threshold) = thresholds.get_mut(site)
             && payload.time_ns < *threshold
         {
-            let object =
-                LiveObject { address: decode_address(key), size: payload.size, time_ns: payload.time_ns };
-            *threshold = keep_oldest(details.oldest.entry(payload.site).or_default(), object);
+            *threshold = keep_oldest(details.oldest.entry(payload.site).or_default(), object());
+        }
+        if old
+            && let Some(largest) = largest.get_mut(site)
+            && leaktrace_common::address_hash(decode_address(key)) < *largest
+        {
+            let limit = if question.split.get(site) == Some(&true) { SPLIT_SAMPLES } else { SAMPLES };
+            *largest = keep_sample(details.samples.entry(payload.site).or_default(), object(), limit);
         }
     });
-    if last.1 > 0 {
-        *details.groups.entry(last.0).or_default() += last.1;
+    if last.1.objects > 0 {
+        details.groups.entry(last.0).or_default().add(&last.1);
     }
     (counts, details)
+}
+
+/// Adds an object to a sample; returns the hash below which more is wanted.
+fn keep_sample(sample: &mut Vec<(u64, LiveObject)>, object: LiveObject, limit: usize) -> u64 {
+    let hash = leaktrace_common::address_hash(object.address);
+    let at = sample.partition_point(|other| other.0 <= hash);
+    sample.insert(at, (hash, object));
+    sample.truncate(limit);
+    if sample.len() == limit { sample[limit - 1].0 } else { u64::MAX }
 }
 
 /// Adds an object to a list of the oldest; returns the time from which no more is wanted.
@@ -177,7 +259,7 @@ pub fn addresses(
     of: impl Fn(u32) -> bool,
 ) -> Vec<u64> {
     let mut found = Vec::new();
-    visit(table, overflow, |key, payload| {
+    visit(table, overflow, 1, |key, payload| {
         if of(payload.site) {
             found.push(decode_address(key));
         }
@@ -185,9 +267,32 @@ pub fn addresses(
     found
 }
 
-/// Calls `with` for each object once: the table's, and those of the overflow map that it does not have.
-fn visit(table: &MappedArray<Bucket>, overflow: &[(u64, Payload)], mut with: impl FnMut(u64, Payload)) {
-    for index in 0..table.len() {
+/// At most `limit` objects, the first ones in the order of the table, which is as good as chance; of
+/// each its address, site and size.
+pub fn some_objects(
+    table: &MappedArray<Bucket>,
+    overflow: &[(u64, Payload)],
+    limit: usize,
+    of: impl Fn(u32) -> bool,
+) -> Vec<(u64, u32, u32)> {
+    let mut found = Vec::new();
+    visit(table, overflow, 1, |key, payload| {
+        if found.len() < limit && of(payload.site) {
+            found.push((decode_address(key), payload.site, payload.size));
+        }
+    });
+    found
+}
+
+/// Calls `with` for each object once, in one of `stride` buckets: the table's, and those of the
+/// overflow map that it does not have.
+fn visit(
+    table: &MappedArray<Bucket>,
+    overflow: &[(u64, Payload)],
+    stride: usize,
+    mut with: impl FnMut(u64, Payload),
+) {
+    for index in (0..table.len()).step_by(stride) {
         let bucket = table.at(index);
         for slot in 0..BUCKET_SLOTS {
             // SAFETY: the bucket is mapped, and programs follow the same rules.
@@ -197,7 +302,9 @@ fn visit(table: &MappedArray<Bucket>, overflow: &[(u64, Payload)], mut with: imp
         }
     }
     for &(key, payload) in overflow {
-        if !contains(table, key) {
+        let hash = leaktrace_common::address_hash(decode_address(key));
+        let bucket = (hash >> leaktrace_common::BUCKET_SHIFT) as usize & (table.len() - 1);
+        if bucket % stride == 0 && !contains(table, key) {
             with(key, payload);
         }
     }

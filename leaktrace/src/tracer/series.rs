@@ -1,4 +1,4 @@
-//! How a site's live objects changed over the ticks, in bounded memory.
+//! How a site's surviving objects changed over the ticks, in bounded memory.
 
 /// Points kept of a series; beyond that every other one is dropped and the step doubles.
 const MAX_POINTS: usize = 240;
@@ -12,7 +12,7 @@ pub struct Series {
 }
 
 impl Series {
-    /// Adds the number of live objects at `seconds` since the start.
+    /// Adds the number of objects at `seconds` since the start.
     pub fn push(&mut self, seconds: f64, objects: f64) {
         if self.skipped < self.step {
             self.skipped += 1;
@@ -30,7 +30,26 @@ impl Series {
         }
     }
 
-    /// The points: seconds since the start, live objects.
+    /// Multiplies all numbers of objects.
+    #[must_use]
+    pub fn scaled(mut self, factor: f64) -> Self {
+        for point in &mut self.points {
+            point.1 *= factor as f32;
+        }
+        self
+    }
+
+    /// The last number of objects.
+    pub fn last(&self) -> f64 {
+        self.points.last().map_or(0.0, |point| f64::from(point.1))
+    }
+
+    /// By how much the last number is above that of half as many points ago.
+    pub fn recent_rise(&self) -> f64 {
+        self.points.get(self.points.len() / 2).map_or(0.0, |point| self.last() - f64::from(point.1))
+    }
+
+    /// The points: seconds since the start, objects.
     pub fn points(&self) -> impl ExactSizeIterator<Item = (f64, f64)> + '_ {
         self.points.iter().map(|&(seconds, objects)| (f64::from(seconds), f64::from(objects)))
     }
@@ -52,5 +71,7 @@ mod tests {
         let steps: Vec<_> = points.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
         assert!(steps.iter().all(|&step| (step - steps[0]).abs() < 1e-3), "{steps:?}");
         assert!(points[points.len() - 1].0 > 9_900.0);
+        assert!((series.recent_rise() - series.last() / 2.0).abs() < series.last() * 0.02);
+        assert!((series.clone().scaled(0.5).last() - series.last() / 2.0).abs() < 1e-3);
     }
 }

@@ -27,6 +27,8 @@ pub struct Settings {
     pub refused: Vec<Mechanism>,
     /// Age from which a live object is a survivor.
     pub min_age: Duration,
+    /// Time between two ticks.
+    pub interval: Duration,
     /// Ask the verifier for its log when it refuses.
     pub verbose: bool,
 }

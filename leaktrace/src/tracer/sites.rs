@@ -1,5 +1,7 @@
 //! The sites and their counters, as user space sees them.
 
+use std::sync::Arc;
+
 use leaktrace_common::{
     Counters, FAMILY_KMALLOC_LARGE, FAMILY_PAGE, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED,
     SITE_READY, SITE_SUSPECT, Site, StackRecord,
@@ -10,8 +12,6 @@ use super::{
     mapped::MappedArray,
     names,
     sampling::{Epoch, Raw},
-    scan::SiteLive,
-    series::Series,
     watch::Stay,
 };
 
@@ -54,14 +54,19 @@ impl Sum {
 #[derive(Default)]
 struct Memory {
     epoch: Epoch,
-    series: Series,
     /// Frees of unknown objects, scaled, up to the present epoch, and the raw count then.
     unknown: (f64, u64),
 }
 
-/// Finds the call site on a whole stack: whether it is of pages, and the stays of watched modules,
-/// which may have been loaded since.
-pub type Locate = Box<dyn Fn(&[u64], bool, &[Stay]) -> Located + Send>;
+/// Says of stacks whose they are; `stays` are those of watched modules, which may have been loaded since
+/// the symbols were read.
+pub trait Attribute: Send + Sync {
+    /// Finds the call site on a whole stack, of pages or not.
+    fn call_site(&self, frames: &[u64], pages: bool, stays: &[Stay]) -> Located;
+
+    /// The return address of the responsible frame on a stack that begins with the call site.
+    fn responsible(&self, frames: &[u64], stays: &[Stay]) -> Option<u64>;
+}
 
 /// What a stack says of the site that it is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +88,7 @@ pub struct SiteTable {
     memory: FxHashMap<usize, Memory>,
     /// One address in `2^shift` is tracked.
     shift: u32,
-    locate: Locate,
+    attribute: Arc<dyn Attribute>,
     /// Call site, and first site of the same one, of those sites whose events do not say it.
     located: FxHashMap<usize, (u64, usize)>,
     /// The first site of each call site, family and size.
@@ -95,7 +100,7 @@ impl SiteTable {
         sites: MappedArray<Site>,
         counters: MappedArray<Counters>,
         shards: usize,
-        locate: Locate,
+        attribute: Arc<dyn Attribute>,
     ) -> Self {
         Self {
             sites,
@@ -103,7 +108,7 @@ impl SiteTable {
             shards,
             memory: FxHashMap::default(),
             shift: 0,
-            locate,
+            attribute,
             located: FxHashMap::default(),
             firsts: FxHashMap::default(),
         }
@@ -122,7 +127,7 @@ impl SiteTable {
             .collect();
         for (index, site) in new {
             let frames = names::read_whole_stack(stacks, site.stack as u32);
-            match (self.locate)(&frames, site.family == FAMILY_PAGE, stays) {
+            match self.attribute.call_site(&frames, site.family == FAMILY_PAGE, stays) {
                 Located::At(call_site) => {
                     let key = (call_site, site.family, site.object_size, site.cache);
                     let first = *self.firsts.entry(key).or_insert(index);
@@ -141,14 +146,27 @@ impl SiteTable {
     /// Whether a site is the first of two events of one large kmalloc: some kernels (6.12 is one)
     /// announce it once from inside the allocator, and once for the caller (`mm/slub.c`).
     pub fn is_announced_twice(&self, site: &Site) -> bool {
-        site.family == FAMILY_KMALLOC_LARGE
-            && site.call_site != 0
-            && (self.locate)(&[site.call_site], false, &[]) == Located::At(0)
+        site.family == FAMILY_KMALLOC_LARGE && self.is_allocators(site)
+    }
+
+    /// Whether a site lies in an allocator itself, which notes there what it gives out.
+    pub fn is_allocators(&self, site: &Site) -> bool {
+        site.call_site != 0 && self.attribute.call_site(&[site.call_site], false, &[]) == Located::At(0)
     }
 
     /// Call site of a site.
     pub fn call_site(&self, index: usize, site: &Site) -> u64 {
         self.located.get(&index).map_or(site.call_site, |&(call_site, _)| call_site)
+    }
+
+    /// Call site of the site of an index.
+    pub fn call_site_of(&self, index: usize) -> u64 {
+        self.call_site(index, &self.sites.read(index))
+    }
+
+    /// Bytes of an object of a site.
+    pub fn object_size(&self, index: usize) -> u32 {
+        self.sites.read(index).object_size
     }
 
     /// Number of slots.
@@ -186,15 +204,14 @@ impl SiteTable {
         sum
     }
 
-    /// Notes where every site stands at a tick.
-    pub fn update(&mut self, seconds: f64) -> Tick {
+    /// Where all sites together stand at a tick.
+    pub fn totals(&self) -> Tick {
         let mut tick = Tick::default();
         let used: Vec<_> = self
             .used()
             .filter(|(_, site)| site.flags & SITE_IGNORED == 0)
             .map(|(index, site)| (index, site.family))
             .collect();
-        let mut live_of: FxHashMap<usize, f64> = FxHashMap::default();
         for (index, family) in used {
             let sum = self.sum(index);
             let freed = sum.freed;
@@ -202,16 +219,11 @@ impl SiteTable {
             if family == FAMILY_UNKNOWN_FREE {
                 continue;
             }
-            let memory = self.memory.entry(index).or_default();
+            let epoch = self.memory.get(&index).map_or_else(Epoch::default, |memory| memory.epoch);
             let raw = sum.raw();
-            let live = memory.epoch.tracked_live(&raw);
-            let estimate = memory.epoch.estimate(&raw, live, live);
+            let live = epoch.tracked_live(&raw);
             tick.allocated += sum.allocated;
-            tick.live += estimate as u64;
-            *live_of.entry(self.first(index)).or_default() += estimate;
-        }
-        for (index, live) in live_of {
-            self.memory.entry(index).or_default().series.push(seconds, live);
+            tick.live += epoch.estimate(&raw, live, live) as u64;
         }
         tick
     }
@@ -248,27 +260,13 @@ impl SiteTable {
         epoch.estimate(&sum.raw(), tracked_live as f64, part as f64).round() as u64
     }
 
-    /// How a site's live objects changed.
-    pub fn series(&mut self, site: usize) -> Series {
-        self.memory.get_mut(&site).map(|memory| std::mem::take(&mut memory.series)).unwrap_or_default()
-    }
-
-    /// The sites with the most surviving bytes.
-    pub fn most_surviving(&self, counts: &[SiteLive], limit: usize) -> Vec<usize> {
-        let mut sites: Vec<_> = self
-            .used()
-            .filter(|&(index, _)| counts[index].survivors > 0)
-            .map(|(index, site)| (counts[index].survivors * u64::from(site.object_size), index))
-            .collect();
-        sites.sort_unstable_by(|a, b| b.cmp(a));
-        sites.into_iter().take(limit).map(|(_, index)| index).collect()
-    }
-
-    /// Sets flags of a site; programs write them only while the site is made.
-    pub fn flag(&self, site: usize, set: u32) {
-        let flags = self.sites.read(site).flags;
-        if flags & SITE_READY != 0 && flags & set != set {
-            self.write_flags(site, flags | set);
+    /// Puts these sites on the list whose stacks come first, and takes all others off it.
+    pub fn suspect(&self, suspects: &[usize]) {
+        for (index, site) in self.used() {
+            let (is, wanted) = (site.flags & SITE_SUSPECT != 0, suspects.contains(&index));
+            if is != wanted && site.flags & SITE_READY != 0 {
+                self.write_flags(index, site.flags ^ SITE_SUSPECT);
+            }
         }
     }
 

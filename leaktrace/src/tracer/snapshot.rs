@@ -13,7 +13,9 @@ use super::{
     cost::ProgramCost,
     left::{self, Left},
     monotonic_ns, names, page_uses,
+    processes::People,
     programs::HookState,
+    records,
     scan::{self, LiveObject, Question},
     series::Series,
     sites::Sum,
@@ -21,10 +23,8 @@ use super::{
     watch::Stay,
 };
 
-/// Distinct stacks reported for one site, the most frequent ones.
-const STACKS_PER_SITE: usize = 16;
-/// Processes reported for one site, likewise.
-const TASKS_PER_SITE: usize = 16;
+/// Callers that free a site's objects, reported for one site, the most frequent ones.
+const FREE_CALLERS_PER_SITE: usize = 4;
 
 /// What was missed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,9 +65,23 @@ pub struct TaskShare {
     pub objects: u64,
 }
 
-/// Everything known of one site.
+/// Frees by one caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreeCaller {
+    /// Its return address, or a `FREED_*` value.
+    pub caller: u64,
+    /// Frees, of a sample.
+    pub frees: u64,
+}
+
+/// Everything known of one site, or of one responsible caller of a site that allocates for others.
 #[derive(Clone, Debug, Default)]
 pub struct SiteRecord {
+    /// Index of the site, or the first one of its call site.
+    pub site: usize,
+    /// Return address of the responsible frame, where this is about one caller of the site only: then
+    /// counts of events are still those of the whole site.
+    pub owner: Option<u64>,
     /// Return address in the allocating code; 0 for the events that did not fit the site table.
     pub call_site: u64,
     /// `kmalloc`, `kmalloc-large`, `kmem_cache`, `page`, `vmalloc` or `percpu`.
@@ -98,8 +112,18 @@ pub struct SiteRecord {
     pub oldest_s: f64,
     /// Seen frees by lifetime.
     pub lifetimes: [u64; LIFETIME_CLASSES],
-    /// Live objects over time.
+    /// Who usually frees the site's objects, the most first.
+    pub free_callers: Vec<FreeCaller>,
+    /// Survivors over time.
     pub series: Series,
+    /// Survivors that were really seen.
+    pub seen: u64,
+    /// Survivors that are others' pages, as the kernel says, and not counted.
+    pub excluded_survivors: u64,
+    /// Share of the survivors whose process still runs, 0 to 1.
+    pub alive: f64,
+    /// Survivors, a sample by address.
+    pub samples: Vec<LiveObject>,
     /// Who allocated the live objects, the most first.
     pub tasks: Vec<TaskShare>,
     /// From where, the most first.
@@ -115,6 +139,8 @@ pub struct Snapshot {
     pub duration: Duration,
     /// Looks at the tables.
     pub ticks: u64,
+    /// Those at which survivors were counted.
+    pub scans: u64,
     /// Sites with their counts.
     pub sites: Vec<SiteRecord>,
     /// Frees of objects that were not seen allocated, by cache; those of no known cache under "".
@@ -149,17 +175,28 @@ pub struct Snapshot {
     pub taken_ns: u64,
     /// The slowest scan of the live table, that of the snapshot included.
     pub slowest_scan: Duration,
+    /// Frees whose caller found no place.
+    pub callers_lost: u64,
+    /// Subjects whose growth found no place.
+    pub series_lost: u64,
+    /// Why it is not known which processes still run, if it is not.
+    pub processes_error: Option<String>,
+}
+
+/// What is only known until the programs are detached.
+#[derive(Clone, Debug)]
+pub(super) struct Last {
+    /// What each program cost, and the events that it missed.
+    pub(super) costs: Vec<(&'static str, ProgramCost, u64)>,
+    /// How long was traced.
+    pub(super) duration: Duration,
 }
 
 /// One of the sites that are reported as one: its index, description and counters.
 type Member = (usize, Site, Sum);
 
-/// Takes the last look; the programs are detached.
-pub(super) fn take(
-    tracer: &mut Tracer,
-    duration: Duration,
-    costs: Vec<(&'static str, ProgramCost, u64)>,
-) -> Result<Snapshot> {
+/// Takes a whole look.
+pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
     let begun = Instant::now();
     let now = monotonic_ns();
     let control = tracer.control.read(0);
@@ -169,13 +206,13 @@ pub(super) fn take(
     let question = Question {
         born_before_ns: now.saturating_sub(tracer.settings.min_age.as_nanos() as u64),
         excluded: Some(&excluded).filter(|pages| !pages.is_empty()),
+        split: tracer.subjects.split(),
         removals_ns: &removals,
     };
     let (counts, mut details) = scan::detail(&tracer.live, &overflow, tracer.sites.len(), &question);
-    let tasks = names::read_tasks(&tracer.ebpf)?;
     let trusted = control.page_lookups_wrong == 0;
     let mut lost = Lost {
-        recursion_misses: costs.iter().map(|(_, _, misses)| misses).sum(),
+        recursion_misses: last.costs.iter().map(|(_, _, misses)| misses).sum(),
         live_overflow: control.overflow_lost,
         stack_overflow: control.stacks_full,
         stacks_failed: control.stacks_failed,
@@ -212,18 +249,26 @@ pub(super) fn take(
         groups[group].1.push((index, site, sum));
     }
     let left = left::behind(tracer, &details, trusted);
-    let (mut by_task, mut by_stack) = split_groups(&details.groups);
-    let mut sites = Vec::new();
+    let mut by_site = records::by_site(std::mem::take(&mut details.groups));
+    let callers = names::read_free_callers(&tracer.ebpf)?;
+    let mut people = People::new(names::read_tasks(&tracer.ebpf)?);
+    let mut sites = Vec::with_capacity(groups.len());
     for (first, members) in groups {
-        let mut record = SiteRecord { series: tracer.sites.series(first), ..SiteRecord::default() };
-        let (mut tasks_of, mut stacks_of) = (FxHashMap::default(), FxHashMap::default());
+        let mut record = SiteRecord { site: first, ..SiteRecord::default() };
+        let mut shares = Vec::new();
+        let mut freed_by: FxHashMap<u64, u64> = FxHashMap::default();
+        let mut samples = Vec::new();
         for (index, site, sum) in &members {
             let id = *index as u32;
-            let passed_over = details.excluded.get(&id).copied().unwrap_or(0);
-            add_member(&mut record, tracer, (*index, site, sum), counts[*index], passed_over, now);
-            merge(&mut tasks_of, by_task.remove(&id));
-            merge(&mut stacks_of, by_stack.remove(&id));
+            let passed_over = details.excluded.get(&id).copied().unwrap_or_default();
+            add_member(&mut record, tracer, (*index, site, sum), counts[*index], passed_over.0, now);
+            record.excluded_survivors += passed_over.1;
+            shares.extend(by_site.remove(&id).unwrap_or_default());
             record.objects.extend(details.oldest.remove(&id).unwrap_or_default());
+            samples.extend(details.samples.remove(&id).unwrap_or_default());
+            for (caller, frees) in callers.get(&id).into_iter().flatten() {
+                *freed_by.entry(*caller).or_default() += frees;
+            }
         }
         let (_, site, _) = &members[0];
         record.call_site = tracer.sites.call_site(first, site);
@@ -236,28 +281,25 @@ pub(super) fn take(
         } else {
             site.object_size
         };
-        record.objects.sort_unstable_by_key(|object| object.time_ns);
-        record.objects.truncate(scan::OBJECTS_PER_SITE);
-        record.tasks = task_shares(tasks_of, &tasks);
-        record.stacks = largest(stacks_of, STACKS_PER_SITE)
+        record.free_callers = records::most(freed_by, FREE_CALLERS_PER_SITE)
             .into_iter()
-            .filter(|&(stack, _)| stack != 0)
-            .map(|(stack, objects)| StackShare {
-                objects,
-                frames: names::read_stack(&tracer.stacks, stack, record.call_site),
-            })
+            .map(|(caller, frees)| FreeCaller { caller, frees })
             .collect();
-        sites.push(record);
+        record.objects.sort_unstable_by_key(|object| object.time_ns);
+        samples.sort_unstable_by_key(|&(hash, _)| hash);
+        record.samples = samples.into_iter().map(|(_, object)| object).collect();
+        records::complete(tracer, record, &shares, &mut people, now, &mut sites);
     }
     Ok(Snapshot {
-        duration,
+        duration: last.duration,
         ticks: tracer.ticks,
+        scans: tracer.scans,
         sites,
         unknown_frees,
         sampling: 1 << control.sample_shift,
         lost,
-        hooks: tracer.programs.take_hooks(),
-        costs,
+        hooks: tracer.programs.hooks().to_vec(),
+        costs: last.costs,
         modules: tracer.settings.modules.clone(),
         stays: tracer.watch.stays().to_vec(),
         started_ns: now.saturating_sub(tracer.started.elapsed().as_nanos() as u64),
@@ -269,6 +311,9 @@ pub(super) fn take(
         page_lookup: trusted && control.page_lookups_right > 0,
         taken_ns: now,
         slowest_scan: tracer.slowest_scan.max(begun.elapsed()),
+        callers_lost: control.callers_full,
+        series_lost: tracer.subjects.untold,
+        processes_error: people.error(),
     })
 }
 
@@ -310,6 +355,7 @@ fn add_member(
     record.live += live;
     record.live_bytes += bytes(live, count.objects, count.bytes);
     record.tracked_live += count.objects;
+    record.seen += count.survivors;
     record.survivors += survivors;
     record.survivor_bytes += bytes(survivors, count.survivors, count.survivor_bytes);
     if count.oldest_ns != 0 {
@@ -318,49 +364,4 @@ fn add_member(
     for (total, count) in record.lifetimes.iter_mut().zip(sum.lifetimes) {
         *total += count;
     }
-}
-
-fn merge(into: &mut FxHashMap<u32, u64>, from: Option<FxHashMap<u32, u64>>) {
-    for (id, objects) in from.unwrap_or_default() {
-        *into.entry(id).or_default() += objects;
-    }
-}
-
-/// Objects by task and by stack, for each site.
-type Shares = FxHashMap<u32, FxHashMap<u32, u64>>;
-
-fn split_groups(groups: &FxHashMap<(u32, u32, u32), u64>) -> (Shares, Shares) {
-    let (mut by_task, mut by_stack) = (Shares::default(), Shares::default());
-    for (&(site, stack, tgid), &objects) in groups {
-        *by_task.entry(site).or_default().entry(tgid).or_default() += objects;
-        *by_stack.entry(site).or_default().entry(stack).or_default() += objects;
-    }
-    (by_task, by_stack)
-}
-
-fn largest(shares: FxHashMap<u32, u64>, limit: usize) -> Vec<(u32, u64)> {
-    let mut shares: Vec<_> = shares.into_iter().collect();
-    shares.sort_unstable_by_key(|&(id, objects)| (std::cmp::Reverse(objects), id));
-    shares.truncate(limit);
-    shares
-}
-
-fn task_shares(shares: FxHashMap<u32, u64>, tasks: &FxHashMap<u32, String>) -> Vec<TaskShare> {
-    largest(shares, TASKS_PER_SITE)
-        .into_iter()
-        .map(|(pid, objects)| TaskShare { pid, comm: task_name(pid, tasks), objects })
-        .collect()
-}
-
-/// The name that the programs noted, or else what /proc says of a process that still lives.
-fn task_name(pid: u32, tasks: &FxHashMap<u32, String>) -> String {
-    if pid == 0 {
-        return "(interrupt or idle)".to_owned();
-    }
-    tasks.get(&pid).cloned().unwrap_or_else(|| {
-        std::fs::read(format!("/proc/{pid}/comm")).map_or_else(
-            |_| "(exited)".to_owned(),
-            |name| String::from_utf8_lossy(&name).trim_end().to_owned(),
-        )
-    })
 }

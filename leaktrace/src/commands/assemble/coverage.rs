@@ -16,6 +16,7 @@ pub(super) fn coverage(
     surroundings: &Surroundings,
     refuted: &[Judged<'_>],
     checks: &Checks,
+    look_error: Option<&str>,
 ) -> Coverage {
     let lost = &snapshot.lost;
     Coverage {
@@ -23,14 +24,14 @@ pub(super) fn coverage(
             .hooks
             .iter()
             .map(|state| HookReport {
-                name: state.hook.name,
-                path: state.hook.path,
-                mechanism: state.mechanism(),
+                name: state.hook.name.into(),
+                path: state.hook.path.into(),
+                mechanism: state.mechanism().into(),
                 attached: state.error.is_none(),
                 error: state.error.clone(),
             })
             .collect(),
-        blind_spots: blind_spots(snapshot, surroundings, refuted, checks),
+        blind_spots: blind_spots(snapshot, surroundings, refuted, checks, look_error),
         lost: LostReport {
             recursion_misses: lost.recursion_misses,
             live_overflow: lost.live_overflow,
@@ -39,6 +40,8 @@ pub(super) fn coverage(
             site_overflow: lost.site_overflow,
             stacks_failed: lost.stacks_failed,
             unknown_caches: lost.unknown_caches,
+            callers: snapshot.callers_lost,
+            series: snapshot.series_lost,
         },
         sampling: snapshot.sampling,
     }
@@ -49,6 +52,7 @@ fn blind_spots(
     surroundings: &Surroundings,
     refuted: &[Judged<'_>],
     checks: &Checks,
+    look_error: Option<&str>,
 ) -> Vec<BlindSpot> {
     let mut spots = Vec::new();
     let mut spot = |path: &str, effect: &str, caches: Vec<String>| {
@@ -107,6 +111,14 @@ fn blind_spots(
         let effect = format!("{error}: pages of the page cache and of users may be among the findings");
         spot("/proc/kpageflags", &effect, Vec::new());
     }
+    if let Some(error) = look_error {
+        let effect = format!("{error}: whether survivors are on lists could not be seen, so none is called a leak");
+        spot("objects in memory", &effect, Vec::new());
+    }
+    if let Some(error) = &snapshot.processes_error {
+        let effect = format!("{error}: every process is taken to be running still");
+        spot("processes", &effect, Vec::new());
+    }
     if snapshot.module_events_missed > 0 {
         let effect =
             format!("{} loads or removals of watched modules were not seen", snapshot.module_events_missed);
@@ -137,7 +149,7 @@ pub(super) fn overhead(snapshot: &Snapshot, surroundings: &Surroundings) -> Over
             .costs
             .iter()
             .map(|(name, cost, misses)| ProgramReport {
-                name,
+                name: (*name).into(),
                 runs: cost.runs,
                 ns_per_run: cost.ns_per_run(),
                 recursion_misses: *misses,

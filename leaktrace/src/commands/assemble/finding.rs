@@ -1,12 +1,15 @@
 //! One finding: a site, where it is, who is to blame, and why in words.
 
-use super::{Judged, Surroundings};
+use leaktrace_common::{FREED_BY_RCU, FREED_IN_BULK};
+
+use super::{Judged, Surroundings, words};
 use crate::{
-    analysis::{blame::Function, crosscheck::Check, lifetime},
+    analysis::{lifetime, verdict},
     cli::TraceArgs,
-    report::model::{Amount, Finding, Frame, Growth, Lifetime, Object, Stack, Survivors, Task},
+    report::model::{
+        Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Stack, Survivors, Task,
+    },
     tracer::{SiteRecord, Snapshot},
-    units,
 };
 
 pub(super) fn finding(
@@ -16,7 +19,7 @@ pub(super) fn finding(
     surroundings: &Surroundings,
     args: &TraceArgs,
 ) -> Finding {
-    let site = judged.site;
+    let (site, evidence) = (judged.site, &judged.evidence);
     let size = u64::from(site.object_size);
     let stacks: Vec<Stack> = site
         .stacks
@@ -33,27 +36,63 @@ pub(super) fn finding(
         })
         .collect();
     let call_site = call_site(site, surroundings);
-    let (module, is_module) = culprit(&call_site, stacks.first());
+    let responsible = responsible(site, &call_site, surroundings);
+    let frames = || std::iter::once(&call_site).chain(stacks.first().into_iter().flat_map(|stack| &stack.frames));
+    let in_module = frames().find(|frame| frame.module.is_some()).cloned();
+    let module = match &in_module {
+        Some(frame) => frame.module.clone().unwrap_or_default(),
+        None => responsible.symbol.clone().unwrap_or_else(|| responsible.label()),
+    };
+    let freed_by = freed_by(site, surroundings);
+    let (open, settle) = words::open(judged, snapshot, &call_site, in_module.is_some().then_some(&*module));
     Finding {
         rank,
-        verdict: judged.evidence.verdict().word(),
+        verdict: evidence.verdict().word().into(),
+        known: false,
         doubt: judged.doubt.clone(),
-        score: judged.evidence.score().round(),
-        family: site.family,
+        score: evidence.score().round(),
+        family: site.family.into(),
         cache: site.cache.clone(),
+        is_module: in_module.is_some(),
         module,
-        is_module,
+        evidence: words::evidence(judged, snapshot, &freed_by, &call_site, args),
+        open,
+        settle,
         call_site,
+        responsible,
+        in_module,
+        split: site.owner.is_some(),
         allocated: site.allocated,
         freed: site.freed,
         implicit_frees: site.implicit_frees,
         live: Amount { objects: site.live, bytes: site.live_bytes },
-        survivors: Survivors { objects: site.survivors, bytes: site.survivor_bytes, oldest_s: site.oldest_s },
-        growth: Growth { bytes_per_s: judged.evidence.growth * f64::from(site.object_size), p_value: None },
+        survivors: Survivors {
+            objects: site.survivors,
+            bytes: site.survivor_bytes,
+            oldest_s: site.oldest_s,
+            error_percent: if site.freed == 0 {
+                0.0
+            } else {
+                verdict::sampling_error(site.seen, snapshot.sampling) * 100.0
+            },
+        },
+        growth: Growth {
+            bytes_per_s: evidence.growth.per_s * f64::from(site.object_size),
+            p_value: (evidence.growth.ticks >= 4).then_some(evidence.growth.p_value),
+            ticks: evidence.growth.ticks,
+            shape: evidence.growth.shape.word().into(),
+        },
         lifetime: Lifetime {
             p50_us: lifetime::percentile_us(&site.lifetimes, 0.5),
             p99_us: lifetime::percentile_us(&site.lifetimes, 0.99),
         },
+        freed_by,
+        linkage: evidence.linkage.map(|linkage| LinkageReport {
+            looked_at: linkage.looked_at,
+            linked: linkage.linked,
+            held: linkage.held,
+            unreadable: linkage.unreadable,
+        }),
         tasks: site
             .tasks
             .iter()
@@ -69,7 +108,6 @@ pub(super) fn finding(
                 age_s: snapshot.taken_ns.saturating_sub(object.time_ns) as f64 / 1e9,
             })
             .collect(),
-        evidence: words(judged, snapshot, args),
     }
 }
 
@@ -79,79 +117,30 @@ fn call_site(site: &SiteRecord, surroundings: &Surroundings) -> Frame {
         let what = if site.family == "unknown" { "(site table full)" } else { "(no stack)" };
         return Frame { symbol: Some(what.into()), ..Frame::default() };
     }
-    // Of inlined functions the outermost frame is the code that calls them: its line is the one to read.
-    surroundings.places.frames(site.call_site).pop().unwrap_or_default()
+    outermost(site.call_site, surroundings)
 }
 
-/// The innermost module on the stack, or the innermost function that allocates for itself.
-fn culprit(call_site: &Frame, stack: Option<&Stack>) -> (String, bool) {
-    let frames = || std::iter::once(call_site).chain(stack.into_iter().flat_map(|stack| stack.frames.iter()));
-    if let Some(module) = frames().find_map(|frame| frame.module.clone()) {
-        return (module, true);
-    }
-    let own = frames().find_map(|frame| {
-        frame.symbol.as_ref().filter(|symbol| !Function { symbol, in_module: false }.is_helper())
-    });
-    (own.cloned().unwrap_or_else(|| call_site.label()), false)
+/// Of inlined functions the outermost frame is the code that calls them: its line is the one to read.
+fn outermost(address: u64, surroundings: &Surroundings) -> Frame {
+    surroundings.places.frames(address).pop().unwrap_or_default()
 }
 
-fn words(judged: &Judged<'_>, snapshot: &Snapshot, args: &TraceArgs) -> Vec<String> {
-    let site = judged.site;
-    let mut words = vec![format!(
-        "{} of {} objects allocated in {} are alive, the oldest {} old; {} older than {}",
-        units::count(site.live),
-        units::count(site.allocated),
-        units::seconds(snapshot.duration.as_secs_f64()),
-        units::seconds(site.oldest_s),
-        units::count(site.survivors),
-        units::seconds(args.survivor_age().as_secs_f64()),
-    )];
-    let growth = judged.evidence.growth * f64::from(site.object_size);
-    words.push(if growth.abs() < 1.0 {
-        "no steady growth".to_owned()
-    } else {
-        let sign = if growth > 0.0 { "+" } else { "" };
-        format!("median growth {sign}{}/s over {} ticks", units::bytes(growth), snapshot.ticks)
-    });
-    if judged.evidence.replaces {
-        words.push(
-            "the cache lost older objects meanwhile, whose place these may take: a longer run tells"
-                .to_owned(),
-        );
-    }
-    if let (Some(half), Some(most)) =
-        (lifetime::percentile_us(&site.lifetimes, 0.5), lifetime::percentile_us(&site.lifetimes, 0.99))
-    {
-        words.push(format!(
-            "{} were freed: half within {}, 99 % within {}",
-            units::count(site.freed),
-            units::seconds(half / 1e6),
-            units::seconds(most / 1e6)
-        ));
-    }
-    if let Some(doubt) = &judged.doubt {
-        words.push(doubt.clone());
-    }
-    // One interrupt at the wrong moment can hide a whole batch of RCU frees.
-    let missed = snapshot.lost.recursion_misses;
-    if missed * 10 > site.live && missed > 0 {
-        words.push(format!(
-            "{} events came while their program was busy and were missed: some of the live objects may be freed",
-            units::count(missed)
-        ));
-    }
-    if let Some(Check { agreement, change: Some(change), .. }) = judged.check {
-        words.push(format!(
-            "/proc/slabinfo: {} {} objects, {}",
-            site.cache,
-            units::change(change),
-            agreement.word()
-        ));
-    }
-    if snapshot.sampling > 1 {
-        // Of a site that frees, which objects are in the sample is chance: two standard deviations.
-        let chance = if site.freed == 0 { 0.0 } else { 200.0 / (site.tracked_live.max(1) as f64).sqrt() };
-        words.push(format!("scaled from 1 in {} addresses, give or take {chance:.0} %", snapshot.sampling));
-    }
-    words
+/// The responsible frame: the call site's own, unless that allocates for others and a stack tells whom.
+fn responsible(site: &SiteRecord, call_site: &Frame, surroundings: &Surroundings) -> Frame {
+    site.owner.map_or_else(|| call_site.clone(), |owner| outermost(owner, surroundings))
+}
+
+fn freed_by(site: &SiteRecord, surroundings: &Surroundings) -> Vec<FreedBy> {
+    let all: u64 = site.free_callers.iter().map(|caller| caller.frees).sum();
+    site.free_callers
+        .iter()
+        .map(|caller| FreedBy {
+            caller: match caller.caller {
+                FREED_BY_RCU => "kfree_rcu".to_owned(),
+                FREED_IN_BULK => "in bulk".to_owned(),
+                address => outermost(address, surroundings).label(),
+            },
+            percent: caller.frees as f64 * 100.0 / all.max(1) as f64,
+        })
+        .collect()
 }

@@ -2,68 +2,58 @@
 
 mod coverage;
 mod finding;
+mod judge;
 mod unload;
+mod words;
 
 use std::collections::{BTreeMap, HashMap};
 
+use rustc_hash::FxHashMap;
+
 use super::trace::Surroundings;
+pub(super) use self::judge::{Before, Judgement, before, judge};
+use self::judge::{Checks, Judged};
 use crate::{
-    analysis::{
-        blame,
-        crosscheck::{self, Agreement, Check, Processors, Traced},
-        growth,
-        verdict::{self, Evidence},
-        visibility,
-    },
     cli::TraceArgs,
-    report::model::{Cache, Machine, MemoryChange, Module, Report, SCHEMA, SlabChange, TracedReport, Window},
-    tracer::{HookState, SiteRecord, Snapshot},
+    report::{
+        headline,
+        known::Known,
+        model::{
+            Amount, Cache, Headline, Machine, MemoryChange, Module, Report, SCHEMA, Shake, ShakenCache, SlabChange,
+            TracedReport, Window, Word,
+        },
+    },
+    tracer::Snapshot,
 };
 
-/// One site with what was concluded of it.
-struct Judged<'a> {
-    site: &'a SiteRecord,
-    evidence: Evidence,
-    check: Option<Check>,
-    /// Why its frees may not all be seen.
-    doubt: Option<String>,
-}
-
 /// Builds the report.
-pub(super) fn report(snapshot: &Snapshot, surroundings: &Surroundings, args: &TraceArgs) -> Report {
-    let window_s = snapshot.duration.as_secs_f64();
-    let checks = check_caches(snapshot, surroundings);
-    let mut judged: Vec<Judged<'_>> = snapshot
-        .sites
-        .iter()
-        .filter(|site| !blame::is_bookkeeping(&site.cache))
-        .map(|site| Judged {
-            site,
-            evidence: Evidence {
-                reclaimable: is_reclaimable(surroundings, &site.cache),
-                replaces: checks.get(&site.cache).is_some_and(|(traced, _)| {
-                    verdict::replaces(site.live, traced.net(), traced.unknown_freed)
-                }),
-                ..evidence(site, window_s)
-            },
-            check: checks.get(&site.cache).map(|(_, check)| *check),
-            doubt: doubt(site, &checks, snapshot, surroundings),
-        })
-        .collect();
-    judged.sort_by(|a, b| verdict::by_rank(&a.evidence, &b.evidence));
-    // What slabinfo refutes is no finding: its frees were not seen.
-    let (believed, refuted): (Vec<_>, Vec<_>) = judged.into_iter().partition(|judged| !judged.is_refuted());
-    let modules = modules(&believed, surroundings);
-    let findings = believed
+pub(super) fn report(
+    snapshot: &Snapshot,
+    judgement: Judgement<'_>,
+    shaken: Option<&Before>,
+    surroundings: &Surroundings,
+    baseline: Option<&Known>,
+    args: &TraceArgs,
+) -> Report {
+    let Judgement { judged, refuted, checks, look_error } = judgement;
+    let modules = modules(&judged);
+    let mut findings: Vec<_> = judged
         .iter()
         .filter(|judged| judged.site.live > 0)
-        .take(args.top as usize)
         .enumerate()
+        // Leaks are told however many there are.
+        .take_while(|(index, judged)| {
+            *index < args.top as usize || judged.evidence.verdict() == crate::analysis::verdict::Verdict::Leak
+        })
         .map(|(index, judged)| finding::finding(index + 1, judged, snapshot, surroundings, args))
         .collect();
-    Report {
-        schema: SCHEMA,
-        tool_version: env!("CARGO_PKG_VERSION"),
+    if let Some(baseline) = baseline {
+        baseline.mark(&mut findings);
+    }
+    let coverage = coverage::coverage(snapshot, surroundings, &refuted, &checks, look_error.as_deref());
+    let mut report = Report {
+        schema: SCHEMA.into(),
+        tool_version: env!("CARGO_PKG_VERSION").into(),
         kernel: surroundings.machine.release.clone(),
         machine: Machine {
             architecture: surroundings.machine.architecture.clone(),
@@ -72,109 +62,47 @@ pub(super) fn report(snapshot: &Snapshot, surroundings: &Surroundings, args: &Tr
         },
         window: Window {
             started: surroundings.started.clone(),
-            duration_s: window_s,
+            duration_s: snapshot.duration.as_secs_f64(),
             ticks: snapshot.ticks,
+            scans: snapshot.scans,
             min_age_s: args.survivor_age().as_secs_f64(),
         },
-        coverage: coverage::coverage(snapshot, surroundings, &refuted, &checks),
+        headline: Headline::default(),
+        coverage,
         overhead: coverage::overhead(snapshot, surroundings),
         memory: memory(surroundings),
         caches: caches(checks, surroundings),
         findings,
         modules,
         unloads: unload::unloads(snapshot, surroundings),
-    }
+        shake: shaken.map(|before| shake(before, snapshot)),
+    };
+    report.headline = headline::headline(&report);
+    report
 }
 
-/// Hooks that see frees of slab objects which fire no tracepoint.
-pub(super) fn missing_frees(snapshot: &Snapshot) -> Vec<&'static str> {
-    let missing = |state: &&HookState| state.hook.frees && state.error.is_some();
-    snapshot.hooks.iter().filter(missing).map(|state| state.hook.path).collect()
-}
-
-/// Why a site's frees may not all be seen, if they may not.
-fn doubt(
-    site: &SiteRecord,
-    checks: &Checks,
-    snapshot: &Snapshot,
-    surroundings: &Surroundings,
-) -> Option<String> {
-    visibility::doubt(&visibility::Seen {
-        slab: site.is_slab,
-        cache: &site.cache,
-        sheaves: surroundings.traits.get(&site.cache).is_some_and(|traits| traits.sheaf_capacity > 0),
-        implicit_frees: site.implicit_frees,
-        agreement: checks.get(&site.cache).map(|(_, check)| check.agreement),
-        missing: &missing_frees(snapshot),
-    })
-}
-
-impl Judged<'_> {
-    fn is_refuted(&self) -> bool {
-        self.check.is_some_and(|check| {
-            check.agreement == Agreement::Contradicts && !crosscheck::explains(&check, self.site.live)
-        })
+/// What of the traced objects went away when caches were dropped.
+fn shake(before: &Before, snapshot: &Snapshot) -> Shake {
+    let mut caches: FxHashMap<&str, ShakenCache> = FxHashMap::default();
+    for site in &snapshot.sites {
+        let was = before.get(&(site.site, site.owner.unwrap_or(0))).copied().unwrap_or(0);
+        let gone = was.saturating_sub(site.live);
+        let cache = caches.entry(&site.cache).or_insert_with(|| ShakenCache {
+            cache: site.cache.clone(),
+            before: 0,
+            freed: Amount { objects: 0, bytes: 0 },
+        });
+        cache.before += was;
+        cache.freed.objects += gone;
+        cache.freed.bytes += gone * u64::from(site.object_size);
     }
-}
-
-/// Kinds of caches whose objects the kernel frees when memory is short, where sysfs does not say.
-const RECLAIMABLE: [&str; 6] =
-    ["dentry", "inode", "buffer_head", "radix_tree_node", "kmalloc-rcl", "extent_status"];
-
-fn is_reclaimable(surroundings: &Surroundings, cache: &str) -> bool {
-    match surroundings.traits.get(cache) {
-        Some(traits) => traits.reclaimable,
-        None => RECLAIMABLE.iter().any(|kind| cache.contains(kind)),
-    }
-}
-
-fn evidence(site: &SiteRecord, window_s: f64) -> Evidence {
-    let points: Vec<_> = site.series.points().collect();
-    Evidence {
-        allocated: site.allocated,
-        live: site.live,
-        survivors: site.survivors,
-        object_size: site.object_size,
-        growth: growth::objects_per_second(&points),
-        window_s,
-        ..Evidence::default()
-    }
-}
-
-type Checks = BTreeMap<String, (Traced, Check)>;
-
-fn check_caches(snapshot: &Snapshot, surroundings: &Surroundings) -> Checks {
-    let mut traced: BTreeMap<String, Traced> = BTreeMap::new();
-    // What does not pass through a watched module was not traced: there is nothing to compare.
-    if !snapshot.modules.is_empty() {
-        return Checks::new();
-    }
-    for site in snapshot.sites.iter().filter(|site| site.is_slab) {
-        let cache = traced.entry(site.cache.clone()).or_default();
-        cache.allocated += site.allocated;
-        cache.freed += site.freed;
-        cache.live += site.live;
-    }
-    for (name, frees) in &snapshot.unknown_frees {
-        if let Some(cache) = traced.get_mut(name) {
-            cache.unknown_freed += frees;
-        }
-    }
-    let (before, after) = surroundings.slabinfo.as_ref().map_or((None, None), |(b, a)| (Some(b), Some(a)));
-    traced
-        .into_iter()
-        .map(|(name, traced)| {
-            let check = crosscheck::check(
-                &traced,
-                before.and_then(|caches| caches.get(&name)),
-                after.and_then(|caches| caches.get(&name)),
-                surroundings.traits.get(&name),
-                Processors { cpus: surroundings.machine.online_cpus, nodes: surroundings.machine.nodes },
-                snapshot.sampling,
-            );
-            (name, (traced, check))
-        })
-        .collect()
+    let mut caches: Vec<_> = caches.into_values().filter(|cache| cache.freed.objects > 0).collect();
+    caches.sort_by(|a, b| b.freed.bytes.cmp(&a.freed.bytes).then_with(|| a.cache.cmp(&b.cache)));
+    let freed = caches.iter().fold(Amount { objects: 0, bytes: 0 }, |sum, cache| Amount {
+        objects: sum.objects + cache.freed.objects,
+        bytes: sum.bytes + cache.freed.bytes,
+    });
+    Shake { freed, caches }
 }
 
 fn caches(checks: Checks, surroundings: &Surroundings) -> Vec<Cache> {
@@ -202,7 +130,7 @@ fn caches(checks: Checks, surroundings: &Surroundings) -> Vec<Cache> {
                     live: traced.live,
                     net: traced.net(),
                 },
-                agreement: check.agreement.word(),
+                agreement: check.agreement.word().into(),
                 tolerance: check.tolerance,
                 name,
             }
@@ -214,17 +142,13 @@ fn caches(checks: Checks, surroundings: &Surroundings) -> Vec<Cache> {
     caches
 }
 
-fn modules(judged: &[Judged<'_>], surroundings: &Surroundings) -> Vec<Module> {
-    let mut modules: HashMap<String, Module> = HashMap::new();
+fn modules(judged: &[Judged<'_>]) -> Vec<Module> {
+    let mut modules: HashMap<&str, Module> = HashMap::new();
     for judged in judged.iter().filter(|judged| judged.site.live > 0) {
         let site = judged.site;
-        let frames = site.stacks.first().map(|stack| stack.frames.as_slice()).unwrap_or_default();
-        let name = std::iter::once(&site.call_site)
-            .chain(frames)
-            .find_map(|&address| surroundings.places.frames(address).pop().and_then(|frame| frame.module))
-            .unwrap_or_else(|| "vmlinux".into());
-        let module = modules.entry(name.clone()).or_insert(Module {
-            name,
+        let name = judged.module.as_deref().unwrap_or("vmlinux");
+        let module = modules.entry(name).or_insert_with(|| Module {
+            name: name.to_owned(),
             findings: 0,
             live_bytes: 0,
             survivor_bytes: 0,
@@ -233,14 +157,16 @@ fn modules(judged: &[Judged<'_>], surroundings: &Surroundings) -> Vec<Module> {
         module.findings += 1;
         module.live_bytes += site.live_bytes;
         module.survivor_bytes += site.survivor_bytes;
-        module.bytes_per_s += judged.evidence.growth * f64::from(site.object_size);
+        if judged.evidence.growth.shape.grows() {
+            module.bytes_per_s += judged.evidence.growth.per_s * f64::from(site.object_size);
+        }
     }
     let mut modules: Vec<_> = modules.into_values().collect();
     modules.sort_by_key(|module| std::cmp::Reverse(module.survivor_bytes));
     modules
 }
 
-fn memory(surroundings: &Surroundings) -> BTreeMap<&'static str, MemoryChange> {
+fn memory(surroundings: &Surroundings) -> BTreeMap<Word, MemoryChange> {
     type Field = fn(&procfs::Meminfo) -> Option<u64>;
     let (before, after) = &surroundings.memory;
     let fields: [(&'static str, Field); 11] = [
@@ -260,7 +186,7 @@ fn memory(surroundings: &Surroundings) -> BTreeMap<&'static str, MemoryChange> {
         .into_iter()
         .filter_map(|(name, field)| {
             let change = MemoryChange { before_kb: field(before)? / 1_024, after_kb: field(after)? / 1_024 };
-            Some((name, change))
+            Some((Word::from(name), change))
         })
         .collect()
 }

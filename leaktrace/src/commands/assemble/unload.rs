@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Surroundings, missing_frees};
+use super::{Surroundings, judge::missing_frees};
 use crate::{
     analysis::blame::Function,
     report::model::{Amount, Frame, LeftSite, Unload},
@@ -37,7 +37,7 @@ fn unload(stay: &Stay, snapshot: &Snapshot, surroundings: &Surroundings) -> Unlo
         let key = (function.symbol.clone().unwrap_or_else(|| function.label()), left.cache.clone());
         let site = sites.entry(key).or_insert_with(|| LeftSite {
             function,
-            family: left.family,
+            family: left.family.into(),
             cache: left.cache.clone(),
             left: Amount { objects: 0, bytes: 0 },
         });
@@ -64,7 +64,7 @@ fn unload(stay: &Stay, snapshot: &Snapshot, surroundings: &Surroundings) -> Unlo
     Unload {
         module: stay.module.clone(),
         after_s: stay.removed_ns.unwrap_or(0).saturating_sub(snapshot.started_ns) as f64 / 1e9,
-        verdict: if sure { "leak" } else { "suspect" },
+        verdict: if sure { "leak" } else { "suspect" }.into(),
         doubt,
         left: total,
         sites,

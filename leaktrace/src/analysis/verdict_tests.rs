@@ -1,0 +1,196 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn leak() -> Evidence {
+    Evidence {
+        allocated: 5_000,
+        live: 5_000,
+        survivors: 4_500,
+        seen: 4_500,
+        object_size: 256,
+        growth: Growth { per_s: 90.0, p_value: 1e-9, ticks: 36, sustained_s: 34.0, shape: Shape::Steady },
+        min_age_s: 5.0,
+        window_s: 60.0,
+        lifetime_s: None,
+        reclaimable: false,
+        shaken: None,
+        replaces: false,
+        doubted: false,
+        missed: 0,
+        agreement: Some(Agreement::Agrees),
+        in_module: true,
+        allocators: Allocators { context: Context::Kernel, alive: 0.0, module_in_use: Some(true) },
+        holder: None,
+        can_be_linked: true,
+        linkage: Some(Linkage { looked_at: 32, linked: 1, held: 0, unreadable: 0 }),
+    }
+}
+
+fn shaped(shape: Shape) -> Evidence {
+    Evidence { growth: Growth { shape, ..leak().growth }, ..leak() }
+}
+
+#[test]
+fn verdicts() {
+    assert_eq!(leak().verdict(), Verdict::Leak);
+    assert_eq!(shaped(Shape::Bursty).verdict(), Verdict::Leak);
+    for shape in [Shape::Plateau, Shape::Step, Shape::Sawtooth, Shape::Unclear] {
+        assert_eq!(shaped(shape).verdict(), Verdict::Plateau, "{shape:?}");
+    }
+    assert_eq!(Evidence { reclaimable: true, ..leak() }.verdict(), Verdict::Cache);
+    assert_eq!(Evidence { shaken: Some(4_600), ..leak() }.verdict(), Verdict::Cache);
+    assert_eq!(Evidence { shaken: Some(100), ..leak() }.verdict(), Verdict::Leak);
+    assert_eq!(Evidence { replaces: true, ..leak() }.verdict(), Verdict::Plateau);
+    assert_eq!(Evidence { survivors: 0, ..leak() }.verdict(), Verdict::Churn);
+    assert_eq!(Evidence { allocated: 10_000_000, ..shaped(Shape::Plateau) }.verdict(), Verdict::Churn);
+    // One in a thousand of a busy site, growing.
+    assert_eq!(Evidence { allocated: 10_000_000, lifetime_s: Some(0.001), ..leak() }.verdict(), Verdict::Leak);
+    assert_eq!(Evidence { survivors: 3, seen: 3, ..leak() }.verdict(), Verdict::Plateau);
+}
+
+#[test]
+fn each_thing_that_is_open_makes_a_suspect() {
+    let process = Allocators { context: Context::Process, alive: 1.0, module_in_use: Some(true) };
+    let held = Holder { why: "by TIME_WAIT", seconds: Some(60.0) };
+    let short = Growth { sustained_s: 8.0, ..leak().growth };
+    for (open, evidence) in [
+        (Open::FreesUnseen, Evidence { doubted: true, ..leak() }),
+        (Open::FreesUnseen, Evidence { missed: 600, ..leak() }),
+        (Open::Contradicted, Evidence { agreement: Some(Agreement::Partly), ..leak() }),
+        (Open::Linked, Evidence { linkage: Some(Linkage { looked_at: 32, linked: 30, ..Linkage::default() }), ..leak() }),
+        (Open::NotLookedAt, Evidence { linkage: None, ..leak() }),
+        (Open::ProcessesRun, Evidence { allocators: process, ..leak() }),
+        (Open::ProcessesRun, Evidence { allocators: Allocators { context: Context::Unknown, ..process }, ..leak() }),
+        (Open::Held(held), Evidence { holder: Some(held), ..leak() }),
+        (Open::Few, Evidence { seen: 12, ..leak() }),
+        (Open::Short, Evidence { growth: short, ..leak() }),
+        (Open::Short, Evidence { growth: Growth { ticks: 9, ..leak().growth }, ..leak() }),
+        (Open::Core, Evidence { in_module: false, ..leak() }),
+        (Open::Uncertain, Evidence { growth: Growth { p_value: 1e-3, ..leak().growth }, ..leak() }),
+        (Open::LongLived, Evidence { lifetime_s: Some(20.0), ..leak() }),
+    ] {
+        assert_eq!((evidence.open(), evidence.verdict()), (vec![open], Verdict::Suspect));
+    }
+    // Nothing of the module is in use, so no process holds anything of it.
+    let unused = Allocators { module_in_use: Some(false), ..process };
+    assert_eq!(Evidence { allocators: unused, ..leak() }.verdict(), Verdict::Leak);
+    // They outlived their processes.
+    let dead = Allocators { alive: 0.0, ..process };
+    assert_eq!(Evidence { allocators: dead, ..leak() }.verdict(), Verdict::Leak);
+    // Vmalloc areas cannot be looked at.
+    assert_eq!(Evidence { can_be_linked: false, linkage: None, ..leak() }.verdict(), Verdict::Leak);
+}
+
+#[test]
+fn only_frees_of_older_objects_make_room_for_these() {
+    // 1,521 live objects that appeared while the cache lost 1,700 older ones.
+    assert!(replaces(1_521, -179, 1_700));
+    // A leak in a busy cache, and one in a cache that nothing else uses.
+    assert!(!replaces(1_500, 1_100, 400));
+    assert!(!replaces(5_000, 5_000, 0));
+    // The cache did not grow because frees were not seen: for slabinfo to say.
+    assert!(!replaces(5_000, 0, 100));
+}
+
+#[test]
+fn a_small_leak_ranks_above_everything_else() {
+    let mut sites = [
+        Evidence { reclaimable: true, object_size: 4_096, ..leak() },
+        Evidence { object_size: 4_096, ..shaped(Shape::Plateau) },
+        Evidence { object_size: 4_096, doubted: true, ..leak() },
+        Evidence { object_size: 64, ..leak() },
+    ];
+    sites.sort_by(by_rank);
+    let order: Vec<_> = sites.iter().map(Evidence::verdict).collect();
+    assert_eq!(order, [Verdict::Leak, Verdict::Suspect, Verdict::Plateau, Verdict::Cache]);
+}
+
+#[test]
+fn floors_and_errors() {
+    let floor = detection_floor(60.0, 5.0, 1).unwrap();
+    assert!(floor > 0.1 && floor < 0.2, "{floor}");
+    assert!((detection_floor(60.0, 5.0, 4).unwrap() - floor * 4.0).abs() < 1e-9);
+    assert_eq!(detection_floor(5.0, 5.0, 1), None);
+    assert!(sampling_error(100, 1).abs() < 1e-9 && sampling_error(0, 8).abs() < 1e-9);
+    assert!((sampling_error(100, 1_000_000) - 0.196).abs() < 1e-3);
+}
+
+fn any_evidence() -> impl Strategy<Value = Evidence> {
+    let growth = (0.0..100.0_f64, 0.0..0.02_f64, 0..60_usize, 0.0..120.0_f64, 0..6_u8).prop_map(
+        |(per_s, p_value, ticks, sustained_s, shape)| Growth {
+            per_s,
+            p_value,
+            ticks,
+            sustained_s,
+            shape: [Shape::Steady, Shape::Bursty, Shape::Step, Shape::Plateau, Shape::Sawtooth, Shape::Unclear]
+                [usize::from(shape)],
+        },
+    );
+    let flags = prop::array::uniform8(prop::bool::weighted(0.2));
+    (growth, 0_u64..10_000, 0_u64..10_000, flags, 0_u64..33).prop_map(|(growth, live, survivors, flags, linked)| {
+        let [reclaimable, replaces, doubted, core, unlinkable, contradicted, process, freed] = flags;
+        let survivors = survivors.min(live);
+        Evidence {
+            live,
+            survivors,
+            seen: survivors,
+            growth,
+            reclaimable,
+            replaces,
+            doubted,
+            in_module: !core,
+            can_be_linked: !unlinkable,
+            agreement: Some(if contradicted { Agreement::Contradicts } else { Agreement::Agrees }),
+            allocators: Allocators {
+                context: if process { Context::Process } else { Context::Kernel },
+                alive: 1.0,
+                module_in_use: Some(true),
+            },
+            lifetime_s: freed.then_some(3.0),
+            linkage: Some(Linkage { looked_at: 32, linked, ..Linkage::default() }),
+            ..leak()
+        }
+    })
+}
+
+proptest! {
+    /// Whatever else is said: where a free may not have been seen, the cache is contradicted or the
+    /// objects are in structures, it is not called a leak.
+    #[test]
+    fn what_is_open_is_no_leak(evidence in any_evidence()) {
+        if evidence.verdict() == Verdict::Leak {
+            prop_assert!(!evidence.doubted && !evidence.reclaimable && !evidence.replaces);
+            prop_assert!(evidence.agreement == Some(Agreement::Agrees));
+            prop_assert!(evidence.growth.shape.grows() && evidence.growth.ticks >= FEWEST_TICKS);
+            prop_assert!(!evidence.can_be_linked || evidence.linkage.unwrap().is_loose() == Some(true));
+        }
+    }
+
+    /// The order in which sites come changes neither verdicts nor ranks.
+    #[test]
+    fn order_does_not_matter(sites in prop::collection::vec(any_evidence(), 1..20), turn in 0..20_usize) {
+        let ranked = |mut sites: Vec<Evidence>| {
+            sites.sort_by(by_rank);
+            sites.iter().map(|site| (site.verdict(), site.score().to_bits(), site.live)).collect::<Vec<_>>()
+        };
+        let mut turned = sites.clone();
+        turned.rotate_left(turn % sites.len());
+        prop_assert_eq!(ranked(sites), ranked(turned));
+    }
+
+    /// A sample of 1 in 2^shift gives the same verdict, as long as it has enough of the survivors.
+    #[test]
+    fn verdicts_scale_with_sampling(evidence in any_evidence(), shift in 0..4_u32) {
+        let sampled = Evidence { seen: evidence.survivors >> shift, ..evidence.clone() };
+        prop_assume!(sampled.seen >= FEWEST_LEAK);
+        prop_assert_eq!(sampled.verdict(), evidence.verdict());
+    }
+
+    /// More survivors never rank lower.
+    #[test]
+    fn more_growth_never_ranks_lower(a in 0.1..1e4_f64, b in 0.1..1e4_f64) {
+        let growing = |per_s| Evidence { growth: Growth { per_s, ..leak().growth }, ..leak() };
+        prop_assert!(growing(a.min(b)).score() <= growing(a.max(b)).score());
+    }
+}

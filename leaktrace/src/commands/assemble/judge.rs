@@ -1,0 +1,281 @@
+//! From what was seen of each site to a verdict, and their order.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::Result;
+
+use super::Surroundings;
+use crate::{
+    analysis::{
+        blame::{self, Context, Function},
+        crosscheck::{self, Agreement, Check, Processors, Traced},
+        growth, holders, lifetime,
+        linkage::Linkage,
+        verdict::{self, Allocators, Evidence},
+        visibility,
+    },
+    tracer::{HookState, SiteRecord, Snapshot},
+};
+
+/// Sites whose survivors are looked at in memory at most, the highest ranks first.
+const MOST_LOOKED_AT: usize = 32;
+
+/// One site with what was concluded of it.
+pub(in crate::commands) struct Judged<'a> {
+    pub(super) site: &'a SiteRecord,
+    index: usize,
+    pub(in crate::commands) evidence: Evidence,
+    pub(super) check: Option<Check>,
+    /// Why its frees may not all be seen.
+    pub(super) doubt: Option<String>,
+    /// The first module on its stack.
+    pub(super) module: Option<String>,
+}
+
+/// Everything that was concluded.
+pub(in crate::commands) struct Judgement<'a> {
+    /// Sites, the likeliest leak first.
+    pub(in crate::commands) judged: Vec<Judged<'a>>,
+    /// Sites that /proc/slabinfo refutes.
+    pub(super) refuted: Vec<Judged<'a>>,
+    /// Caches compared.
+    pub(super) checks: Checks,
+    /// Why survivors were not looked at, if they were not.
+    pub(super) look_error: Option<String>,
+}
+
+pub(super) type Checks = BTreeMap<String, (Traced, Check)>;
+
+/// What was alive before caches were dropped: objects by site and responsible caller.
+pub(in crate::commands) type Before = rustc_hash::FxHashMap<(usize, u64), u64>;
+
+/// Notes what is alive.
+pub(in crate::commands) fn before(snapshot: &Snapshot) -> Before {
+    snapshot.sites.iter().map(|site| ((site.site, site.owner.unwrap_or(0)), site.live)).collect()
+}
+
+/// Looks at survivors of some of the snapshot's sites in memory.
+pub(in crate::commands) type Look<'a> = &'a dyn Fn(&Snapshot, &[usize]) -> Result<Vec<Linkage>>;
+
+/// Judges all sites; `shaken` is what was alive before caches were dropped.
+pub(in crate::commands) fn judge<'a>(
+    snapshot: &'a Snapshot,
+    surroundings: &Surroundings,
+    shaken: Option<&Before>,
+    look: Look<'_>,
+) -> Judgement<'a> {
+    let checks = check_caches(snapshot, surroundings);
+    let missing = missing_frees(snapshot);
+    let mut judged: Vec<Judged<'a>> = snapshot
+        .sites
+        .iter()
+        .enumerate()
+        .filter(|(_, site)| !blame::is_bookkeeping(&site.cache))
+        .map(|(index, site)| {
+            let doubt = doubt(site, &checks, &missing, surroundings);
+            let check = checks.get(&site.cache).map(|(_, check)| *check);
+            let (context, module) = people(site, surroundings);
+            let allocators = Allocators {
+                context,
+                alive: site.alive,
+                module_in_use: module.as_deref().map(|module| in_use(Path::new("/"), module)),
+            };
+            let mut evidence = evidence(site, snapshot, surroundings);
+            evidence.replaces = checks
+                .get(&site.cache)
+                .is_some_and(|(traced, _)| verdict::replaces(site.live, traced.net(), traced.unknown_freed));
+            evidence.doubted = doubt.is_some();
+            evidence.agreement = check.map(|check| check.agreement);
+            evidence.in_module = module.is_some();
+            evidence.allocators = allocators;
+            evidence.shaken = shaken.map(|before| {
+                let key = (site.site, site.owner.unwrap_or(0));
+                before.get(&key).copied().unwrap_or(0).saturating_sub(site.live)
+            });
+            Judged { site, index, evidence, check, doubt, module }
+        })
+        .collect();
+    judged.sort_by(|a, b| verdict::by_rank(&a.evidence, &b.evidence));
+    let mut worth: Vec<&mut Judged<'a>> =
+        judged.iter_mut().filter(|judged| judged.evidence.is_worth_a_look()).take(MOST_LOOKED_AT).collect();
+    let which: Vec<usize> = worth.iter().map(|judged| judged.index).collect();
+    let mut look_error = None;
+    if !which.is_empty() {
+        match look(snapshot, &which) {
+            Ok(found) => {
+                for (judged, linkage) in worth.iter_mut().zip(found) {
+                    judged.evidence.linkage = Some(linkage);
+                }
+            }
+            Err(error) => look_error = Some(format!("{error:#}")),
+        }
+    }
+    judged.sort_by(|a, b| verdict::by_rank(&a.evidence, &b.evidence));
+    // What slabinfo refutes is no finding: its frees were not seen.
+    let (judged, refuted) = judged.into_iter().partition(|judged| !judged.is_refuted());
+    Judgement { judged, refuted, checks, look_error }
+}
+
+impl Judged<'_> {
+    fn is_refuted(&self) -> bool {
+        self.check.is_some_and(|check| {
+            check.agreement == Agreement::Contradicts && !crosscheck::explains(&check, self.site.live)
+        })
+    }
+}
+
+/// In whose name a site allocates, as most of its stacks say, and the innermost module of the first.
+fn people(site: &SiteRecord, surroundings: &Surroundings) -> (Context, Option<String>) {
+    let places = &surroundings.places;
+    let (mut kernel, mut all) = (0, 0);
+    let mut module = places.locate(site.call_site).and_then(|place| place.module).map(str::to_owned);
+    for (nth, stack) in site.stacks.iter().enumerate() {
+        let functions: Vec<_> = stack
+            .frames
+            .iter()
+            .map(|&address| {
+                places
+                    .locate(address)
+                    .map(|place| Function { symbol: place.symbol, in_module: place.module.is_some() })
+            })
+            .collect();
+        all += stack.objects;
+        if blame::context(&functions) == Context::Kernel {
+            kernel += stack.objects;
+        }
+        if nth == 0 && module.is_none() {
+            let mut modules = stack.frames.iter().filter_map(|&address| places.locate(address)?.module);
+            module = modules.next().map(str::to_owned);
+        }
+    }
+    let context = match (kernel, all) {
+        (_, 0) => Context::Unknown,
+        (kernel, all) if kernel * 5 > all * 4 => Context::Kernel,
+        _ => Context::Process,
+    };
+    (context, module)
+}
+
+/// Whether something uses a module, as its reference count says: open files, mounts, other modules.
+/// Where that cannot be read although it is loaded, something may.
+fn in_use(root: &Path, module: &str) -> bool {
+    let directory = root.join("sys/module").join(module);
+    match fs::read_to_string(directory.join("refcnt")) {
+        Ok(count) => count.trim() != "0",
+        Err(_) => directory.exists(),
+    }
+}
+
+/// Hooks that see frees of slab objects which fire no tracepoint.
+pub(super) fn missing_frees(snapshot: &Snapshot) -> Vec<&'static str> {
+    let missing = |state: &&HookState| state.hook.frees && state.error.is_some();
+    snapshot.hooks.iter().filter(missing).map(|state| state.hook.path).collect()
+}
+
+/// Why a site's frees may not all be seen, if they may not.
+fn doubt(
+    site: &SiteRecord,
+    checks: &Checks,
+    missing: &[&'static str],
+    surroundings: &Surroundings,
+) -> Option<String> {
+    visibility::doubt(&visibility::Seen {
+        slab: site.is_slab,
+        cache: &site.cache,
+        sheaves: surroundings.traits.get(&site.cache).is_some_and(|traits| traits.sheaf_capacity > 0),
+        implicit_frees: site.implicit_frees,
+        live: site.live,
+        agreement: checks.get(&site.cache).map(|(_, check)| check.agreement),
+        missing,
+    })
+}
+
+/// Kinds of caches whose objects the kernel frees when memory is short, where sysfs does not say.
+const RECLAIMABLE: [&str; 6] =
+    ["dentry", "inode", "buffer_head", "radix_tree_node", "kmalloc-rcl", "extent_status"];
+
+fn is_reclaimable(surroundings: &Surroundings, cache: &str) -> bool {
+    match surroundings.traits.get(cache) {
+        Some(traits) => traits.reclaimable,
+        None => RECLAIMABLE.iter().any(|kind| cache.contains(kind)),
+    }
+}
+
+fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings) -> Evidence {
+    let points: Vec<_> = site.series.points().collect();
+    let in_memory = !matches!(site.family, "vmalloc" | "percpu");
+    Evidence {
+        allocated: site.allocated,
+        live: site.live,
+        survivors: site.survivors,
+        seen: site.seen,
+        object_size: site.object_size,
+        growth: growth::measure(&points),
+        min_age_s: surroundings.min_age_s,
+        window_s: snapshot.duration.as_secs_f64(),
+        lifetime_s: lifetime::percentile_us(&site.lifetimes, 0.999).map(|us| us / 1e6),
+        reclaimable: is_reclaimable(surroundings, &site.cache),
+        shaken: None,
+        replaces: false,
+        doubted: false,
+        missed: missed_frees(snapshot, site.family),
+        agreement: None,
+        in_module: false,
+        allocators: Allocators { context: Context::Unknown, alive: 1.0, module_in_use: None },
+        holder: (site.family == "kmem_cache").then(|| holders::holder(&site.cache)).flatten(),
+        can_be_linked: in_memory,
+        linkage: None,
+    }
+}
+
+/// Frees of a family that were missed because their program was busy on that CPU.
+fn missed_frees(snapshot: &Snapshot, family: &str) -> u64 {
+    let of = |name: &str| match family {
+        "page" => name == "mm_page_free",
+        "vmalloc" => name.contains("free_vmap"),
+        "percpu" => name.contains("percpu_free"),
+        _ => {
+            (name.contains("kfree") || name.contains("cache_free") || name.contains("kvfree"))
+                && !name.contains("percpu")
+        }
+    };
+    snapshot.costs.iter().filter(|(name, ..)| of(name)).map(|(_, _, misses)| misses).sum()
+}
+
+fn check_caches(snapshot: &Snapshot, surroundings: &Surroundings) -> Checks {
+    let mut traced: BTreeMap<String, Traced> = BTreeMap::new();
+    // What does not pass through a watched module was not traced: there is nothing to compare.
+    if !snapshot.modules.is_empty() {
+        return Checks::new();
+    }
+    // Counts of events are of a whole site, however many callers it is told apart by.
+    let mut counted = rustc_hash::FxHashSet::default();
+    for site in snapshot.sites.iter().filter(|site| site.is_slab) {
+        let cache = traced.entry(site.cache.clone()).or_default();
+        if counted.insert(site.site) {
+            cache.allocated += site.allocated;
+            cache.freed += site.freed;
+        }
+        cache.live += site.live;
+    }
+    for (name, frees) in &snapshot.unknown_frees {
+        if let Some(cache) = traced.get_mut(name) {
+            cache.unknown_freed += frees;
+        }
+    }
+    let (before, after) = surroundings.slabinfo.as_ref().map_or((None, None), |(b, a)| (Some(b), Some(a)));
+    traced
+        .into_iter()
+        .map(|(name, traced)| {
+            let check = crosscheck::check(
+                &traced,
+                before.and_then(|caches| caches.get(&name)),
+                after.and_then(|caches| caches.get(&name)),
+                surroundings.traits.get(&name),
+                Processors { cpus: surroundings.machine.online_cpus, nodes: surroundings.machine.nodes },
+                snapshot.sampling,
+            );
+            (name, (traced, check))
+        })
+        .collect()
+}

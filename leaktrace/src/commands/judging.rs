@@ -1,0 +1,99 @@
+//! Judging while a trace goes on, dropping caches at its end, and what the exit status says.
+
+use std::{
+    fs,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use super::{
+    assemble::{self, Before},
+    trace::Surroundings,
+};
+use crate::{
+    analysis::verdict::Verdict,
+    cli::{FailOn, TraceArgs},
+    report::{known::Known, model::Report},
+    tracer::{Snapshot, Tracer},
+};
+
+/// No leak is certain sooner.
+const SOONEST: Duration = Duration::from_secs(12);
+/// Judging takes this share of a core at most.
+const SHARE: u32 = 40;
+/// Inodes and dentries are freed a grace period after they are dropped.
+const GRACE: Duration = Duration::from_millis(700);
+/// Exit status when what a run is to fail on was found.
+const FOUND: u8 = 3;
+
+/// What is needed to judge while tracing.
+pub(super) struct Judging<'a> {
+    pub(super) args: &'a TraceArgs,
+    baseline: Option<&'a Known>,
+    next: Instant,
+}
+
+impl<'a> Judging<'a> {
+    pub(super) fn new(args: &'a TraceArgs, baseline: Option<&'a Known>) -> Self {
+        Self { args, baseline, next: Instant::now() + SOONEST }
+    }
+
+    /// Whether a leak is certain that no baseline has, if that is waited for.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub(super) fn has_leak(&mut self, tracer: &mut Tracer, surroundings: &mut Surroundings) -> Result<bool> {
+        let begun = Instant::now();
+        if !self.args.until_leak || begun < self.next {
+            return Ok(false);
+        }
+        let snapshot = tracer.snapshot()?;
+        surroundings.refresh(Path::new("/"));
+        let look = |snapshot: &Snapshot, which: &[usize]| tracer.linkage(snapshot, which);
+        let judgement = assemble::judge(&snapshot, surroundings, None, &look);
+        let certain = judgement.judged.iter().any(|judged| judged.evidence.verdict() == Verdict::Leak);
+        let found = certain && {
+            let report =
+                assemble::report(&snapshot, judgement, None, surroundings, self.baseline, self.args);
+            report.headline.verdict == "leak"
+        };
+        self.next = begun + begun.elapsed() * SHARE;
+        Ok(found)
+    }
+}
+
+/// Drops dentries and inodes, and returns what was alive before. Where that is refused it is told,
+/// and nothing is said of what would have gone away.
+///
+/// # Errors
+/// When the kernel refuses a look.
+pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
+    let before = assemble::before(&tracer.snapshot()?);
+    // SAFETY: sync has no preconditions. What is not written yet cannot be dropped.
+    unsafe { libc::sync() };
+    if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "2\n") {
+        eprintln!("note: cannot drop caches: {error}: what would have gone away is not known");
+        return Ok(None);
+    }
+    tokio::time::sleep(GRACE).await;
+    Ok(Some(before))
+}
+
+/// The exit status of a run with this report.
+pub(super) fn exit_code(report: &Report, args: &TraceArgs) -> ExitCode {
+    let has = |verdict: &str| {
+        report.headline.verdict == verdict
+            || report.findings.iter().any(|finding| finding.verdict == verdict && !finding.known)
+    };
+    let left = report.unloads.iter().any(|unload| unload.verdict == "leak" && unload.left.objects > 0);
+    let leak = has("leak") || left;
+    let fails = match args.fail_on {
+        Some(FailOn::Suspect) => leak || has("suspect"),
+        Some(FailOn::Leak) => leak,
+        None => args.until_leak && leak,
+    };
+    if fails { ExitCode::from(FOUND) } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,227 @@
+//! The part of the report on one site.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::model::Word;
+
+/// A site, or of a function that allocates for others one of its callers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Finding {
+    /// From 1.
+    pub rank: usize,
+    /// `leak`, `suspect`, `plateau`, `cache` or `churn`.
+    pub verdict: Word,
+    /// Whether a baseline has it already.
+    #[serde(default)]
+    pub known: bool,
+    /// Why its frees may not all have been seen, if they may not.
+    pub doubt: Option<String>,
+    /// What it will have taken in an hour, in bytes; of what does not grow the bytes that survive.
+    pub score: f64,
+    /// `kmalloc`, `kmalloc-large`, `kmem_cache`, `page`, `vmalloc` or `percpu`.
+    pub family: Word,
+    /// Name of the slab cache; of other families the size of the block (`pages-16k`) or the family.
+    pub cache: String,
+    /// The module to blame, or the kernel's function where none is on the stack.
+    pub module: String,
+    /// Whether `module` is a loadable module.
+    pub is_module: bool,
+    /// Where it allocates.
+    pub call_site: Frame,
+    /// The first frame past functions that allocate for others.
+    #[serde(default)]
+    pub responsible: Frame,
+    /// The first frame in a loadable module, if one is on the stack.
+    #[serde(default)]
+    pub in_module: Option<Frame>,
+    /// Whether this is about one caller of the call site: then `allocated`, `freed`, `implicit_frees`,
+    /// `lifetime` and `freed_by` are those of all its callers.
+    #[serde(default)]
+    pub split: bool,
+    /// Allocations.
+    pub allocated: u64,
+    /// Frees.
+    pub freed: u64,
+    /// Frees among them that were not seen when they happened.
+    pub implicit_frees: u64,
+    /// What is allocated and not freed.
+    pub live: Amount,
+    /// What of it is older than the minimum age.
+    pub survivors: Survivors,
+    /// How it grows.
+    pub growth: Growth,
+    /// How long freed objects had lived.
+    pub lifetime: Lifetime,
+    /// Who frees its objects, the most frequent first.
+    #[serde(default)]
+    pub freed_by: Vec<FreedBy>,
+    /// What survivors look like in memory, where they were looked at.
+    #[serde(default)]
+    pub linkage: Option<LinkageReport>,
+    /// Who allocated the live objects.
+    pub tasks: Vec<Task>,
+    /// From where.
+    pub stacks: Vec<Stack>,
+    /// The oldest of them.
+    pub objects: Vec<Object>,
+    /// Why, in words.
+    pub evidence: Vec<String>,
+    /// Of a suspect: what is open, in words.
+    #[serde(default)]
+    pub open: Vec<String>,
+    /// And what would settle it.
+    #[serde(default)]
+    pub settle: Vec<String>,
+}
+
+/// A caller that frees.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct FreedBy {
+    /// Its place, or `kfree_rcu` or `in bulk`.
+    pub caller: String,
+    /// Its share of the frees, of a sample.
+    pub percent: f64,
+}
+
+/// What survivors look like in memory.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct LinkageReport {
+    /// Survivors that were read.
+    pub looked_at: u64,
+    /// Those that are linked into a structure: a neighbour points back.
+    pub linked: u64,
+    /// Others that a traced object points to which is linked.
+    pub held: u64,
+    /// Survivors that could not be read.
+    pub unreadable: u64,
+}
+
+/// Objects and their bytes.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Amount {
+    /// Objects.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Objects that stay.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Survivors {
+    /// Objects.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Age of the oldest.
+    pub oldest_s: f64,
+    /// Where a sample was tracked: 95 % of the time the true number of objects lies so much around it.
+    #[serde(default)]
+    pub error_percent: f64,
+}
+
+/// Growth of the survivors.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Growth {
+    /// Theil-Sen slope over the ticks, without the first third of the time in which it fills up.
+    pub bytes_per_s: f64,
+    /// Mann-Kendall: how likely chance would rise as consistently; `null` for too few ticks.
+    pub p_value: Option<f64>,
+    /// Ticks that both were taken from.
+    #[serde(default)]
+    pub ticks: usize,
+    /// `steady`, `bursty`, `step`, `plateau`, `sawtooth` or `unclear`.
+    #[serde(default)]
+    pub shape: Word,
+}
+
+/// Lifetimes of freed objects.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Lifetime {
+    /// Half did not live longer.
+    pub p50_us: Option<f64>,
+    /// 99 of 100 did not live longer.
+    pub p99_us: Option<f64>,
+}
+
+/// A process.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Task {
+    /// Its name.
+    pub comm: String,
+    /// Its id; 0 for interrupts on the idle task.
+    pub pid: u32,
+    /// Objects.
+    pub objects: u64,
+}
+
+/// A stack.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Stack {
+    /// Objects that were allocated from it, of those that have a stack.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The call site first.
+    pub frames: Vec<Frame>,
+}
+
+/// A place in the code.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Frame {
+    /// Return address.
+    #[serde(serialize_with = "hex", deserialize_with = "from_hex")]
+    pub address: u64,
+    /// Function, where it is known.
+    pub symbol: Option<String>,
+    /// Bytes into it.
+    pub offset: u64,
+    /// Loadable module, if it is in one.
+    pub module: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line in it.
+    pub line: Option<u32>,
+    /// Whether the function is inlined into the next frame's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inlined: bool,
+}
+
+/// One outstanding object.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Object {
+    /// Its address; of pages that of the `struct page`, of per-CPU memory that of the first CPU's copy.
+    #[serde(serialize_with = "hex", deserialize_with = "from_hex")]
+    pub address: u64,
+    /// Bytes that were asked for.
+    pub size: u32,
+    /// Its age.
+    pub age_s: f64,
+}
+
+/// JSON has no 64-bit integers that everyone reads alike.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn hex<S: serde::Serializer>(address: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{address:#x}"))
+}
+
+fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = <Cow<'_, str>>::deserialize(deserializer)?;
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(serde::de::Error::custom)
+}
+
+impl Frame {
+    /// `symbol+0xoffset [module]`, or the address.
+    pub fn label(&self) -> String {
+        let place = match (&self.symbol, self.inlined) {
+            (Some(symbol), true) => symbol.clone(),
+            (Some(symbol), false) => format!("{symbol}+{:#x}", self.offset),
+            (None, _) => format!("{:#x}", self.address),
+        };
+        match &self.module {
+            Some(module) => format!("{place} [{module}]"),
+            None => place,
+        }
+    }
+}

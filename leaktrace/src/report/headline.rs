@@ -1,0 +1,100 @@
+//! The answer in one sentence.
+
+use super::{
+    escape,
+    model::{Finding, Headline, Report, Word},
+};
+use crate::{analysis::verdict, units};
+
+/// Makes the headline of a report from its findings.
+pub fn headline(report: &Report) -> Headline {
+    let of = |verdict: &str| -> Vec<&Finding> {
+        report.findings.iter().filter(|finding| finding.verdict == verdict && !finding.known).collect()
+    };
+    let (leaks, suspects) = (of("leak"), of("suspect"));
+    let window = report.window.duration_s;
+    let floor = verdict::detection_floor(window, report.window.min_age_s, report.coverage.sampling);
+    let rate: f64 = leaks.iter().map(|leak| leak.growth.bytes_per_s).sum();
+    let available = report.memory.get("MemAvailable").map(|memory| memory.after_kb as f64 * 1_024.0);
+    let lasts = available.filter(|_| rate > 0.0).map(|available| available / rate);
+    let known = report.findings.iter().filter(|finding| finding.known).count();
+    let verdict: Word = match (leaks.first(), suspects.first()) {
+        (Some(_), _) => "leak".into(),
+        (_, Some(_)) => "suspect".into(),
+        _ => "none".into(),
+    };
+    let mut text = match (leaks.first(), suspects.first()) {
+        (Some(first), _) => leaking(first, &leaks, rate, lasts),
+        (None, Some(first)) => suspected(first, suspects.len(), window),
+        (None, None) => format!("No leak found in {}.", units::seconds(window)),
+    };
+    if leaks.is_empty() {
+        match floor {
+            Some(floor) => text.push_str(&format!(
+                " A leak of less than {} (of 4 KiB: {}/s) would not have shown.",
+                rate_in_words(floor),
+                units::bytes(floor * 4_096.0)
+            )),
+            None => text.push_str(" The window is too short to see one."),
+        }
+    }
+    if known > 0 {
+        text.push_str(&format!(" {} the baseline has already.", units::plural(known, "finding")));
+    }
+    Headline { verdict, text, bytes_per_s: rate, memory_lasts_s: lasts, floor_objects_per_s: floor }
+}
+
+/// Objects in a time that reads well.
+fn rate_in_words(per_s: f64) -> String {
+    if per_s >= 1.0 {
+        format!("{per_s:.0} objects a second")
+    } else {
+        format!("{:.0} objects a minute", per_s * 60.0)
+    }
+}
+
+/// Nobody plans for more than some years.
+fn lasts_in_words(seconds: f64) -> String {
+    const YEARS: f64 = 10.0 * 365.0 * 86_400.0;
+    if seconds > YEARS { "more than 10 years".to_owned() } else { units::seconds(seconds) }
+}
+
+fn leaking(first: &Finding, leaks: &[&Finding], rate: f64, lasts: Option<f64>) -> String {
+    let lasts = lasts
+        .map(|seconds| format!(" At this rate memory lasts {}.", lasts_in_words(seconds)))
+        .unwrap_or_default();
+    let place = |finding: &Finding| escape(&finding.responsible.label()).into_owned();
+    if let [only] = leaks {
+        return format!(
+            "{} leaks {}/s in {} at {}.{lasts}",
+            escape(&first.module),
+            units::bytes(only.growth.bytes_per_s),
+            escape(&only.cache),
+            place(only)
+        );
+    }
+    format!(
+        "{} leaks {}/s in {} at {}; with {} it is {}/s.{lasts}",
+        escape(&first.module),
+        units::bytes(first.growth.bytes_per_s),
+        escape(&first.cache),
+        place(first),
+        units::plural(leaks.len() - 1, "more leak"),
+        units::bytes(rate)
+    )
+}
+
+fn suspected(first: &Finding, suspects: usize, window: f64) -> String {
+    let more = match suspects - 1 {
+        0 => String::new(),
+        more => format!(" ({} below)", units::plural(more, "more suspect")),
+    };
+    format!(
+        "No leak is certain after {}. {} is suspected: it keeps {} in {}, growing by {}/s{more}.",
+        units::seconds(window),
+        escape(&first.responsible.label()),
+        units::bytes(first.survivors.bytes as f64),
+        escape(&first.cache),
+        units::bytes(first.growth.bytes_per_s)
+    )
+}

@@ -1,0 +1,144 @@
+//! From what the table holds of a site to one record, or one for each responsible caller.
+
+use std::cmp::Reverse;
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    Tracer, names,
+    processes::People,
+    scan::{self, Group},
+    snapshot::{SiteRecord, StackShare, TaskShare},
+    subjects::Owner,
+};
+
+/// Distinct stacks reported for one site, the most frequent ones.
+const STACKS_PER_SITE: usize = 16;
+/// Processes reported for one site, likewise.
+const TASKS_PER_SITE: usize = 16;
+/// Survivors of one record that may be looked at.
+const SAMPLES: usize = 48;
+
+/// Objects of one stack and process.
+pub(super) type Share = (u32, u32, Group);
+
+/// Sorts groups by their site: stack, process, objects.
+pub(super) fn by_site(groups: FxHashMap<(u32, u32, u32), Group>) -> FxHashMap<u32, Vec<Share>> {
+    let mut by_site: FxHashMap<u32, Vec<Share>> = FxHashMap::default();
+    for ((site, stack, tgid), group) in groups {
+        by_site.entry(site).or_default().push((stack, tgid, group));
+    }
+    by_site
+}
+
+/// The largest counts, and of equal ones the smaller key.
+pub(super) fn most<K: Ord + Copy>(counts: FxHashMap<K, u64>, limit: usize) -> Vec<(K, u64)> {
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_unstable_by_key(|&(key, count)| (Reverse(count), key));
+    counts.truncate(limit);
+    counts
+}
+
+/// Completes a record, and splits it by responsible callers where the site allocates for others.
+pub(super) fn complete(
+    tracer: &mut Tracer,
+    record: SiteRecord,
+    shares: &[Share],
+    people: &mut People,
+    now_ns: u64,
+    out: &mut Vec<SiteRecord>,
+) {
+    let split = tracer.subjects.split().get(record.site) == Some(&true);
+    let mut owners: FxHashMap<Owner, Vec<Share>> = FxHashMap::default();
+    for share in shares.iter().filter(|_| split) {
+        owners.entry(owner(tracer, share.0, record.call_site)).or_default().push(*share);
+    }
+    // Objects without a stack are taken to be like those that have one.
+    let without = owners.remove(&0).unwrap_or_default();
+    if owners.is_empty() {
+        let shares = if split { &without } else { shares };
+        let series = tracer.subjects.series(record.site, 0);
+        out.push(filled(tracer, record, shares, series, people));
+        return;
+    }
+    let known = total(owners.values().flatten());
+    let mut owners: Vec<_> = owners.into_iter().collect();
+    owners.sort_unstable_by_key(|&(owner, _)| owner);
+    for (owner, shares) in owners {
+        let part = total(&shares);
+        let of = |whole: u64, part: u64, known: u64| {
+            if known == 0 { 0 } else { (whole as f64 * part as f64 / known as f64).round() as u64 }
+        };
+        let mut one = SiteRecord {
+            owner: Some(owner),
+            live: of(record.live, part.objects, known.objects),
+            tracked_live: of(record.tracked_live, part.objects, known.objects),
+            live_bytes: of(record.live_bytes, part.objects, known.objects),
+            survivors: of(record.survivors, part.survivors, known.survivors),
+            survivor_bytes: of(record.survivor_bytes, part.survivors, known.survivors),
+            // No more than have been seen with a stack of this caller.
+            seen: part.survivors,
+            oldest_s: now_ns.saturating_sub(part.oldest_ns) as f64 / 1e9,
+            ..record.clone()
+        };
+        one.objects.retain(|object| self::owner(tracer, object.stack, record.call_site) == owner);
+        one.samples.retain(|object| self::owner(tracer, object.stack, record.call_site) == owner);
+        let series = tracer.subjects.series(record.site, owner);
+        let factor = if series.last() > 0.0 { one.survivors as f64 / series.last() } else { 1.0 };
+        // The series has what was seen with a stack; how many have one changes little.
+        let series = series.scaled(factor.clamp(1.0, 1e6));
+        out.push(filled(tracer, one, &shares, series, people));
+    }
+}
+
+fn owner(tracer: &mut Tracer, stack: u32, call_site: u64) -> Owner {
+    tracer.subjects.owner(&tracer.stacks, (stack, call_site), &*tracer.attribute, tracer.watch.stays())
+}
+
+fn total<'a>(shares: impl IntoIterator<Item = &'a Share>) -> Group {
+    let mut total = Group::default();
+    for (_, _, group) in shares {
+        total.add(group);
+    }
+    total
+}
+
+/// Fills in who allocated the objects, from where, and how their number changed.
+fn filled(
+    tracer: &Tracer,
+    mut record: SiteRecord,
+    shares: &[Share],
+    series: super::series::Series,
+    people: &mut People,
+) -> SiteRecord {
+    let (mut tasks, mut stacks): (FxHashMap<u32, u64>, FxHashMap<u32, u64>) = Default::default();
+    let (mut survivors, mut held) = (0, 0);
+    for &(stack, tgid, group) in shares {
+        *tasks.entry(tgid).or_default() += group.objects;
+        *stacks.entry(stack).or_default() += group.objects;
+        survivors += group.survivors;
+        if group.survivors > 0 && people.runs(tgid) {
+            held += group.survivors;
+        }
+    }
+    record.alive = if survivors == 0 { 0.0 } else { held as f64 / survivors as f64 };
+    record.tasks = most(tasks, TASKS_PER_SITE)
+        .into_iter()
+        .map(|(pid, objects)| TaskShare { pid, comm: people.name(pid), objects })
+        .collect();
+    record.stacks = most(stacks, STACKS_PER_SITE)
+        .into_iter()
+        .filter(|&(stack, _)| stack != 0)
+        .map(|(stack, objects)| StackShare {
+            objects,
+            frames: names::read_stack(&tracer.stacks, stack, record.call_site),
+        })
+        .collect();
+    record.objects.truncate(scan::OBJECTS_PER_SITE);
+    record.samples.truncate(SAMPLES);
+    // What turned out to be others' pages was counted with every tick.
+    let counted = record.seen + record.excluded_survivors;
+    let factor = if record.excluded_survivors > 0 { record.seen as f64 / counted as f64 } else { 1.0 };
+    record.series = series.scaled(factor);
+    record
+}

@@ -1,0 +1,133 @@
+//! What is judged: a site, or where a helper allocates for others each of its responsible callers.
+//! And how the survivors of each changed over the ticks.
+
+use leaktrace_common::StackRecord;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{
+    mapped::MappedArray,
+    names,
+    scan::Counts,
+    series::Series,
+    sites::{Attribute, SiteTable},
+    watch::Stay,
+};
+
+/// Series that are kept. Subjects without survivors have none.
+const MOST_SERIES: usize = 8_192;
+
+/// Return address of the responsible frame; 0 where a site is judged as a whole, or no stack tells.
+pub type Owner = u64;
+
+/// What is kept of subjects from tick to tick.
+#[derive(Default)]
+pub struct Subjects {
+    /// Sites that are told apart by their stacks, by index.
+    split: Vec<bool>,
+    known: FxHashSet<usize>,
+    owner_of: FxHashMap<(u32, u64), Owner>,
+    series: FxHashMap<(usize, Owner), Series>,
+    last_push_s: f64,
+    /// Subjects for which there was no room.
+    pub untold: u64,
+}
+
+impl Subjects {
+    /// Which sites are told apart by their stacks.
+    pub fn split(&self) -> &[bool] {
+        &self.split
+    }
+
+    /// Learns of sites that are new whether they allocate for others.
+    pub fn learn(&mut self, sites: &SiteTable, attribute: &dyn Attribute, stays: &[Stay]) {
+        self.split.resize(sites.len(), false);
+        let new: Vec<_> = sites.used().filter(|(index, _)| !self.known.contains(index)).collect();
+        for (index, site) in new {
+            self.known.insert(index);
+            let call_site = sites.call_site(index, &site);
+            self.split[index] =
+                index != 0 && call_site != 0 && attribute.responsible(&[call_site], stays).is_none();
+        }
+    }
+
+    /// The responsible frame of a stack of a site.
+    pub fn owner(
+        &mut self,
+        stacks: &MappedArray<StackRecord>,
+        (stack, call_site): (u32, u64),
+        attribute: &dyn Attribute,
+        stays: &[Stay],
+    ) -> Owner {
+        if stack == 0 {
+            return 0;
+        }
+        *self.owner_of.entry((stack, call_site)).or_insert_with(|| {
+            let frames = names::read_stack(stacks, stack, call_site);
+            attribute.responsible(&frames, stays).unwrap_or(0)
+        })
+    }
+
+    /// Notes the survivors of a tick.
+    pub fn push(
+        &mut self,
+        seconds: f64,
+        counts: &Counts,
+        sites: &SiteTable,
+        stacks: &MappedArray<StackRecord>,
+        attribute: &dyn Attribute,
+        stays: &[Stay],
+    ) {
+        let mut now: FxHashMap<(usize, Owner), f64> = FxHashMap::default();
+        for (index, count) in counts.sites.iter().enumerate().filter(|(_, count)| count.survivors > 0) {
+            let survivors = sites.estimate(index, &sites.sum(index), count.objects, count.survivors);
+            *now.entry((sites.first(index), 0)).or_default() += survivors as f64;
+        }
+        for (&(site, stack), &survivors) in &counts.split {
+            let index = site as usize;
+            let call_site = sites.call_site_of(index);
+            let owner = self.owner(stacks, (stack, call_site), attribute, stays);
+            if owner != 0 {
+                // Scaled like the site as a whole.
+                let count = &counts.sites[index];
+                let all = sites.estimate(index, &sites.sum(index), count.objects, count.survivors) as f64;
+                let share = survivors as f64 / count.survivors.max(1) as f64;
+                *now.entry((sites.first(index), owner)).or_default() += all * share;
+            }
+        }
+        self.series.retain(|key, series| {
+            let survivors = now.remove(key).unwrap_or(0.0);
+            let gone = survivors <= 0.0 && series.last() <= 0.0;
+            series.push(seconds, survivors);
+            !gone
+        });
+        for (key, survivors) in now {
+            if self.series.len() >= MOST_SERIES {
+                self.untold += 1;
+                continue;
+            }
+            let mut series = Series::default();
+            series.push(self.last_push_s, 0.0);
+            series.push(seconds, survivors);
+            self.series.insert(key, series);
+        }
+        self.last_push_s = seconds;
+    }
+
+    /// How the survivors of a subject changed.
+    pub fn series(&self, site: usize, owner: Owner) -> Series {
+        self.series.get(&(site, owner)).cloned().unwrap_or_default()
+    }
+
+    /// The sites whose survivors take the most bytes more than a while ago.
+    pub fn most_growing(&self, size_of: impl Fn(usize) -> u32, limit: usize) -> Vec<usize> {
+        let mut sites: Vec<_> = self
+            .series
+            .iter()
+            .filter(|((_, owner), _)| *owner == 0)
+            .map(|(&(site, _), series)| (series.recent_rise() * f64::from(size_of(site).max(1)), site))
+            .filter(|&(rise, _)| rise > 0.0)
+            .collect();
+        sites.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        sites.into_iter().take(limit).map(|(_, site)| site).collect()
+    }
+}
