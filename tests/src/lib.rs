@@ -1,5 +1,7 @@
 //! What the tests of the whole tool share: running it, and kernel objects whose number is known.
 
+pub mod driver;
+
 use std::{
     ffi::{CStr, OsStr},
     io::{BufRead as _, BufReader, Read as _},

@@ -10,7 +10,7 @@ mod vm;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 /// Sets up, builds, runs, tests, measures and packages leaktrace.
@@ -51,6 +51,8 @@ enum Command {
     },
     /// Boot a real kernel in QEMU and run a command in it, as in `vm --kernel 6.1 -- leaktrace --duration 5`.
     Vm(Box<vm::VmArgs>),
+    /// Run scenarios whose truth is known, in guests and here: verdicts, ranks, seconds, beside a peer's ranks.
+    Eval(vm::EvalArgs),
     /// Build a kernel with kmemleak to test on, from Debian's sources: 6.12 or 7.2.
     Kernel {
         /// Its version.
@@ -81,6 +83,11 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Test { no_guests } => test::test(cli.offline, !no_guests)?,
         Command::Bench { args } => return run::bench(cli.offline, &args),
         Command::Vm(args) => return vm::vm(cli.offline, &args),
+        Command::Eval(args) => {
+            if !vm::eval(cli.offline, &args)? {
+                bail!("not every scenario was judged right");
+            }
+        }
         Command::Kernel { version } => vm::build_kernel(cli.offline, &version)?,
         Command::Dist => dist::dist(cli.offline)?,
     }

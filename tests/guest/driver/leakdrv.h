@@ -10,6 +10,8 @@
 #include <linux/errno.h>
 #include <linux/types.h>
 
+struct dentry;
+
 /* A path: its name as written to debugfs, and what is done N times. */
 struct leak_path {
 	const char *name;
@@ -59,11 +61,12 @@ static noinline int name##_balanced(unsigned int n)				\
 extern const struct leak_path slab_paths[], page_paths[], context_paths[], pattern_paths[];
 
 int slab_init(void);
-void slab_exit(void);
+void slab_exit(bool leaked);
 int page_init(void);
 void page_exit(void);
 int context_init(void);
 void context_exit(void);
 void pattern_exit(void);
+void handles_init(struct dentry *directory);
 
 #endif

@@ -19,6 +19,9 @@ MODULE_PARM_DESC(leak_at_init, "objects to leak while the module is initialised"
 
 static struct dentry *directory;
 
+/* Whether anything has been leaked so far. */
+static bool leaked;
+
 static const struct leak_path *const families[] = { slab_paths, page_paths, context_paths, pattern_paths };
 
 static const struct leak_path *find(const char *name)
@@ -50,12 +53,14 @@ static ssize_t run_write(struct file *file, const char __user *data, size_t size
 	path = find(name);
 	if (!path)
 		return -ENOENT;
-	if (!strcmp(mode, "leak"))
+	if (!strcmp(mode, "leak")) {
+		leaked = true;
 		error = path->leak ? path->leak(n) : -EOPNOTSUPP;
-	else if (!strcmp(mode, "balanced"))
+	} else if (!strcmp(mode, "balanced")) {
 		error = path->balanced ? path->balanced(n) : -EOPNOTSUPP;
-	else
+	} else {
 		error = -EINVAL;
+	}
 	return error ? error : size;
 }
 
@@ -92,12 +97,13 @@ static int __init leakdrv_init(void)
 		goto no_contexts;
 	directory = debugfs_create_dir("leakdrv", NULL);
 	debugfs_create_file("run", 0200, directory, NULL, &run_fops);
+	handles_init(directory);
 	return 0;
 
 no_contexts:
 	page_exit();
 no_pages:
-	slab_exit();
+	slab_exit(false);
 	return error;
 }
 
@@ -109,7 +115,7 @@ static void __exit leakdrv_exit(void)
 	/* What was handed to kfree_rcu and call_rcu goes back before its caches. */
 	rcu_barrier();
 	page_exit();
-	slab_exit();
+	slab_exit(leaked);
 }
 
 module_init(leakdrv_init);

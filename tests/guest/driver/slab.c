@@ -303,6 +303,10 @@ int slab_init(void)
 }
 
 /* A cache with leaked objects cannot be destroyed: like them, it is left behind. */
-void slab_exit(void)
+void slab_exit(bool leaked)
 {
+	if (leaked)
+		return;
+	kmem_cache_destroy(cache);
+	kmem_cache_destroy(rcu_cache);
 }

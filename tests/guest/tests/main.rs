@@ -1,6 +1,5 @@
 //! What is tested in a guest: leaktrace on its kernel, against a driver whose truth is known.
 
-mod driver;
 mod module;
 mod paths;
 mod peer;

@@ -11,8 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use leaktrace_tests::driver::{self, Mode};
+
 use super::{
-    driver::{self, Mode},
     trace::{Trace, items, number},
 };
 

@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::{Result, bail};
 
+use leaktrace_tests::driver::{self, Mode};
+
 use super::{
-    driver::{self, Mode},
     trace::{Report, Trace, items},
 };
 

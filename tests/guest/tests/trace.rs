@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use leaktrace::analysis::blame::Function;
 use serde_json::Value;
 
-use super::driver;
+use leaktrace_tests::driver;
 
 const LEAKTRACE: &str = "/guest/leaktrace";
 

@@ -1,6 +1,7 @@
 //! `cargo xtask vm`: real kernels in QEMU, with leaktrace and the leaking driver in them.
 
 mod driver;
+mod eval;
 mod initramfs;
 mod kernels;
 mod peer;
@@ -26,8 +27,12 @@ use crate::{
     run::{cargo_static, check, target},
 };
 
+pub(crate) use self::eval::{EvalArgs, eval};
+
 /// The program that tests leaktrace in a guest.
 const TESTS: &str = "guest-tests";
+/// The program that evaluates its verdicts.
+const EVAL: &str = "eval";
 
 /// Options of `cargo xtask vm`.
 #[derive(Args)]
@@ -94,6 +99,7 @@ pub(crate) fn vm(offline: bool, args: &VmArgs) -> Result<ExitCode> {
         driver_parameters: &args.driver,
         files: &args.file,
         peer: args.peer,
+        part: 0,
     };
     let code = guest.run(kernels::find(&args.kernel)?, &command, qemu::print)?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
@@ -114,6 +120,7 @@ pub(crate) fn test(offline: bool, mut seen: impl FnMut(&str)) -> Result<bool> {
         driver_parameters: "",
         files: &[],
         peer: true,
+        part: 0,
     };
     let mut passed = true;
     for kernel in &KERNELS {
@@ -153,6 +160,7 @@ struct Programs {
     init: PathBuf,
     leaktrace: PathBuf,
     tests: PathBuf,
+    eval: PathBuf,
 }
 
 impl Programs {
@@ -167,7 +175,7 @@ impl Programs {
             check(Command::new("objcopy").arg("--strip-debug").arg(built.join(name)).arg(&place))?;
             Ok(place)
         };
-        Ok(Self { init: strip("guest-init")?, leaktrace: strip("leaktrace")?, tests: strip(TESTS)? })
+        Ok(Self { init: strip("guest-init")?, leaktrace: strip("leaktrace")?, tests: strip(TESTS)?, eval: strip(EVAL)? })
     }
 }
 
@@ -181,6 +189,8 @@ struct Guest<'a> {
     driver_parameters: &'a str,
     files: &'a [PathBuf],
     peer: bool,
+    /// Tells guests apart that run at the same time.
+    part: u32,
 }
 
 impl Guest<'_> {
@@ -189,11 +199,15 @@ impl Guest<'_> {
         let qemu = Qemu::find(self.offline)?;
         let ready = kernel.prepare(self.offline)?;
         let driver = driver::build(kernel.name, &ready.build, self.offline)?;
-        let initramfs = target().join("vm").join(format!("{}.cpio", kernel.name));
+        let name = match self.part {
+            0 => kernel.name.to_owned(),
+            part => format!("{}-{part}", kernel.name),
+        };
+        let initramfs = target().join("vm").join(format!("{name}.cpio"));
         self.pack(&driver, command, &initramfs)?;
         qemu.run(
             &Machine {
-                name: kernel.name,
+                name: &name,
                 image: &ready.image,
                 initramfs: &initramfs,
                 accelerator: self.accelerator,
@@ -212,9 +226,10 @@ impl Guest<'_> {
         archive.file("init", &self.programs.init)?;
         archive.file("guest/leaktrace", &self.programs.leaktrace)?;
         archive.file(&format!("guest/{TESTS}"), &self.programs.tests)?;
+        archive.file(&format!("guest/{EVAL}"), &self.programs.eval)?;
         // The tests load it themselves.
-        let driver_name =
-            if command.first() == Some(&TESTS) { "guest/leakdrv.ko" } else { "guest/driver.ko" };
+        let by_themselves = [Some(&TESTS), Some(&EVAL)].contains(&command.first());
+        let driver_name = if by_themselves { "guest/leakdrv.ko" } else { "guest/driver.ko" };
         archive.file(driver_name, driver)?;
         archive.text("guest/driver.parameters", self.driver_parameters);
         archive.text("guest/command", &command.join("\n"));

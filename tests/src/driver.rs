@@ -1,4 +1,4 @@
-//! The leaking driver: loading it, telling it what to do, removing it.
+//! The leaking driver of the guests: loading it, telling it what to do, removing it.
 
 use std::{ffi::CString, fs, fs::File, os::fd::AsRawFd as _};
 
@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, bail};
 
 /// Its name, as the kernel has it.
 pub const NAME: &str = "leakdrv";
-const FILE: &str = "/guest/leakdrv.ko";
+/// The module.
+pub const FILE: &str = "/guest/leakdrv.ko";
 const RUN: &str = "/sys/kernel/debug/leakdrv/run";
 
 /// Loads it; with objects to leak meanwhile.

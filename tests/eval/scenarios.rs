@@ -1,0 +1,179 @@
+//! The scenarios, with their labels.
+
+use std::{path::Path, sync::atomic::AtomicBool};
+
+use leaktrace_tests::driver::{self, Mode};
+
+use super::loads;
+
+/// What a scenario really is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// This function of the driver leaks: at 10 objects a second or more, so that it must be called a leak.
+    Leak(&'static str),
+    /// It leaks more slowly, or the leak is still held by something that only grows: it must be
+    /// suspected at least.
+    Subtle(&'static str),
+    /// Nothing is leaked: nothing may be called a leak.
+    Innocent,
+}
+
+/// Something that goes on while leaktrace traces.
+#[derive(Clone, Copy)]
+pub enum Load {
+    /// A path of the driver, so many times every so many milliseconds.
+    Driver(&'static str, Mode, u64, u64),
+    /// A function that runs until it is told to stop.
+    Run(fn(&AtomicBool)),
+}
+
+/// A scenario.
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// Its label.
+    pub truth: Truth,
+    /// What goes on.
+    pub loads: Vec<Load>,
+    /// Seconds for which it goes on before tracing begins.
+    pub before_s: u64,
+    /// Whether the driver is loaded for it.
+    pub driver: bool,
+}
+
+impl Scenario {
+    /// Whether it can run on this machine: what takes a module runs in a guest only.
+    pub fn can_run_here(&self) -> bool {
+        let guest = Path::new(driver::FILE).exists();
+        let needs_guest = self.driver || self.name.starts_with("module");
+        (guest || !needs_guest) && (!guest || !self.name.ends_with("(here)"))
+    }
+}
+
+use Load::{Driver, Run};
+use Mode::{Balanced, Leak};
+
+/// Leaks of each family, by the driver's path: 20 objects a second.
+const FAMILIES: [&str; 19] = [
+    "kmalloc", "kmalloc_on_node", "memdup", "large", "krealloc_moved", "kvmalloc_large", "cache", "cache_on_node",
+    "typesafe", "rcu_two", "packet", "vmalloc", "percpu", "page", "compound", "alloc_bulk", "softirq",
+    "workqueue", "kthread",
+];
+
+/// All scenarios.
+pub fn all() -> Vec<Scenario> {
+    let mut all: Vec<Scenario> = FAMILIES.iter().map(|path| family(path)).collect();
+    let scenario = |name, truth, loads: Vec<Load>| Scenario {
+        name,
+        truth,
+        driver: loads.iter().any(|load| matches!(load, Driver(..))),
+        loads,
+        before_s: 0,
+    };
+    let quiet = |name, run: fn(&AtomicBool)| Scenario {
+        name,
+        truth: Truth::Innocent,
+        loads: vec![Run(run)],
+        before_s: 0,
+        driver: name == "objects held by an open file",
+    };
+    all.extend([
+        scenario("leak: interrupts off", Truth::Leak("irq_off_work"), vec![Driver("irq_off", Leak, 2, 100)]),
+        scenario("leak: 1 in 1,000 of a busy site", Truth::Leak("hidden_leak"), vec![Driver("hidden", Leak, 1, 80)]),
+        scenario(
+            "leak: beside much balanced use of the same helper",
+            Truth::Leak("memdup_leak"),
+            vec![Driver("memdup", Balanced, 2_000, 40), Driver("memdup", Leak, 2, 100)],
+        ),
+        scenario(
+            "leak: packets beside busy sockets",
+            Truth::Leak("packet_leak"),
+            vec![Run(loads::sockets), Driver("packet", Leak, 2, 100)],
+        ),
+        scenario("leak: in bursts of 100", Truth::Leak("kmalloc_leak"), vec![Driver("kmalloc", Leak, 100, 2_500)]),
+        scenario(
+            "leak: beside a fork storm",
+            Truth::Leak("kmalloc_leak"),
+            vec![Run(loads::forks), Driver("kmalloc", Leak, 2, 100)],
+        ),
+        scenario("subtle: 1 object a second", Truth::Subtle("kmalloc_leak"), vec![Driver("kmalloc", Leak, 1, 1_000)]),
+        scenario("subtle: 1 page in 3 seconds", Truth::Subtle("page_leak"), vec![Driver("page", Leak, 1, 3_000)]),
+        scenario("subtle: 1 vmalloc area in 2 seconds", Truth::Subtle("vmalloc_leak"), vec![Driver("vmalloc", Leak, 1, 2_000)]),
+        scenario(
+            "subtle: a list that only grows",
+            Truth::Subtle("unbounded_list_leak"),
+            vec![Driver("unbounded_list", Leak, 2, 100)],
+        ),
+        scenario("balanced: kfree_rcu storm", Truth::Innocent, vec![Driver("rcu_two", Balanced, 2_000, 50)]),
+        scenario(
+            "balanced: bulk allocations and frees",
+            Truth::Innocent,
+            vec![Driver("kfree_bulk", Balanced, 2_000, 80), Driver("alloc_bulk", Balanced, 2_000, 80)],
+        ),
+        scenario(
+            "balanced: vmalloc, pages and per-CPU memory",
+            Truth::Innocent,
+            vec![Driver("vmalloc", Balanced, 50, 50), Driver("compound", Balanced, 100, 50), Driver("percpu", Balanced, 50, 50)],
+        ),
+        scenario("balanced: interrupt storm", Truth::Innocent, vec![Driver("storm", Balanced, 2_000, 500)]),
+        scenario("balanced: hash tables and maple trees", Truth::Innocent, vec![Driver("rhashtable", Balanced, 2_000, 200), Driver("maple", Balanced, 500, 200)]),
+        scenario("balanced: packets", Truth::Innocent, vec![Driver("packet", Balanced, 1_000, 50), Driver("napi", Balanced, 1_000, 50)]),
+        scenario("pool that fills up in 12 s", Truth::Innocent, vec![Run(loads::fill_pool)]),
+        scenario("objects that live for 30 s, from now on", Truth::Innocent, vec![Run(loads::slow_objects)]),
+        Scenario { before_s: 35, ..scenario("objects that live for 30 s, since long", Truth::Innocent, vec![Run(loads::slow_objects)]) },
+        quiet("objects held by an open file", loads::handles),
+        quiet("module loaded and removed all the time", loads::modules),
+        quiet("connections opened and closed", loads::connections),
+        quiet("connections that stay open, ever more", loads::held_connections),
+        quiet("pipes that stay open, ever more", loads::held_pipes),
+        quiet("processes that stay, ever more", loads::held_processes),
+        quiet("files written and read", loads::files),
+        quiet("files that stay in tmpfs, ever more", loads::held_files),
+        quiet("page cache filled by one large file", loads::page_cache),
+        quiet("find over /proc and /sys", loads::walk),
+        quiet("fork storm", loads::forks),
+        quiet("sockets, pipes, timers", loads::sockets),
+        quiet("network namespaces made and removed", loads::namespaces),
+        quiet("tar of /usr (here)", loads::tar),
+        quiet("everything at once", loads::everything),
+    ]);
+    for scenario in &mut all {
+        scenario.driver |= scenario.name.starts_with("pool") || scenario.name.starts_with("objects that live");
+    }
+    all
+}
+
+/// A leak of one path, 20 objects a second.
+fn family(path: &'static str) -> Scenario {
+    // Functions of contexts do the work in one of their own.
+    let function: &'static str = match path {
+        "softirq" => "softirq_work",
+        "workqueue" => "workqueue_work",
+        "kthread" => "kthread_work",
+        "kmalloc" => "kmalloc_leak",
+        "kmalloc_on_node" => "kmalloc_on_node_leak",
+        "memdup" => "memdup_leak",
+        "large" => "large_leak",
+        "krealloc_moved" => "krealloc_moved_leak",
+        "kvmalloc_large" => "kvmalloc_large_leak",
+        "cache" => "cache_leak",
+        "cache_on_node" => "cache_on_node_leak",
+        "typesafe" => "typesafe_leak",
+        "rcu_two" => "rcu_two_leak",
+        "packet" => "packet_leak",
+        "vmalloc" => "vmalloc_leak",
+        "percpu" => "percpu_leak",
+        "page" => "page_leak",
+        "compound" => "compound_leak",
+        _ => "alloc_bulk_leak",
+    };
+    // What is large is leaked at the least rate that must be found.
+    let each = if path == "kvmalloc_large" { 1 } else { 2 };
+    Scenario {
+        name: path,
+        truth: Truth::Leak(function),
+        loads: vec![Driver(path, Leak, each, 100)],
+        before_s: 0,
+        driver: true,
+    }
+}
