@@ -11,9 +11,9 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use leaktrace_common::{
-    Control, Counters, CpuState, EXACT_TIME, FAMILY_UNKNOWN_FREE, FREED_BY_RCU, FREED_SHARED, Payload, SITE_IGNORED,
-    SITE_OTHER, SITE_PENDING, UNKNOWN_FREE_CALL_SITE, ZERO_SIZE_PTR, address_hash, encode_address,
-    has_exact_time, is_sampled, lifetime_class,
+    Control, Counters, CpuState, EXACT_TIME, FAMILY_UNKNOWN_FREE, FREED_BY_RCU, FREED_SHARED, Payload,
+    SITE_IGNORED, SITE_OTHER, SITE_PENDING, UNKNOWN_FREE_CALL_SITE, ZERO_SIZE_PTR, address_hash,
+    encode_address, has_exact_time, is_sampled, lifetime_class,
 };
 use leaktrace_ebpf::{
     atomic,
@@ -343,7 +343,13 @@ pub(crate) fn freed_soon(object: u64) -> Option<()> {
             }
             None if config!(filter_modules) != 0 => return None,
             None => {
-                let free = Free { program: FREED_SHARED, object, cache: 0, count_unknown: true, caller: FREED_BY_RCU };
+                let free = Free {
+                    program: FREED_SHARED,
+                    object,
+                    cache: 0,
+                    count_unknown: true,
+                    caller: FREED_BY_RCU,
+                };
                 unknown_free(control, free, cpu);
             }
         }

@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use leaktrace_common::{
-    Bucket, CACHE_NAME_LEN, Control, Counters, CpuState, KEY_EMPTY, MAX_MODULES, MODULE_EVENTS,
-    MAX_FREE_CALLERS, MAX_PEEKS, MODULE_NAME_LEN, MODULE_RANGES, ModuleEvent, ModuleRange, Payload, Peek, Site,
+    Bucket, CACHE_NAME_LEN, Control, Counters, CpuState, KEY_EMPTY, MAX_FREE_CALLERS, MAX_MODULES, MAX_PEEKS,
+    MODULE_EVENTS, MODULE_NAME_LEN, MODULE_RANGES, ModuleEvent, ModuleRange, Payload, Peek, Site,
     StackRecord,
 };
 

@@ -57,6 +57,7 @@ pub struct CheckArgs {
 }
 
 /// Options of a trace.
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
     /// How long to trace, like 60, 90s or 5m; Ctrl-C ends early with the report.
@@ -115,7 +116,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "FUNCTION", value_parser = parse_function)]
     pub helper: Vec<String>,
 
-    /// At the end drop dentries and inodes (sync, then 2 into /proc/sys/vm/drop_caches), and tell what went away.
+    /// At the end drop dentries and inodes (after a sync), and tell what went away.
     #[arg(long)]
     pub shake: bool,
 

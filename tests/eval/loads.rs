@@ -207,7 +207,11 @@ pub fn sockets(stop: &AtomicBool) {
             }
             // SAFETY: system calls with integers; what they return is closed.
             unsafe {
-                for fd in [libc::eventfd(0, 0), libc::epoll_create1(0), libc::timerfd_create(libc::CLOCK_MONOTONIC, 0)] {
+                for fd in [
+                    libc::eventfd(0, 0),
+                    libc::epoll_create1(0),
+                    libc::timerfd_create(libc::CLOCK_MONOTONIC, 0),
+                ] {
                     if fd >= 0 {
                         libc::close(fd);
                     }
@@ -270,9 +274,8 @@ pub fn modules(stop: &AtomicBool) {
 
 /// Everything that needs no driver, each in a thread.
 pub fn everything(stop: &AtomicBool) {
-    let loads: [fn(&AtomicBool); 9] = [
-        files, walk, connections, held_connections, held_pipes, held_processes, held_files, forks, sockets,
-    ];
+    let loads: [fn(&AtomicBool); 9] =
+        [files, walk, connections, held_connections, held_pipes, held_processes, held_files, forks, sockets];
     std::thread::scope(|scope| {
         for load in loads {
             scope.spawn(move || load(stop));

@@ -237,8 +237,21 @@ fn judge(scenario: &Scenario, report: &Value, seconds: Option<f64>, peer_rank: O
     why.extend(sentences("open"));
     if let Some(finding) = shown {
         why.insert(0, label(finding));
+        let caches = report["caches"].as_array().into_iter().flatten();
+        why.extend(caches.filter(|cache| cache["name"] == finding["cache"]).map(Value::to_string));
+        why.push(report["coverage"]["lost"].to_string());
     }
-    Outcome { name: scenario.name, truth: word(scenario.truth), right, verdict, rank, seconds, wrong, peer_rank, why }
+    Outcome {
+        name: scenario.name,
+        truth: word(scenario.truth),
+        right,
+        verdict,
+        rank,
+        seconds,
+        wrong,
+        peer_rank,
+        why,
+    }
 }
 
 /// Loads keep many files open.

@@ -55,9 +55,25 @@ use Mode::{Balanced, Leak};
 
 /// Leaks of each family, by the driver's path: 20 objects a second.
 const FAMILIES: [&str; 19] = [
-    "kmalloc", "kmalloc_on_node", "memdup", "large", "krealloc_moved", "kvmalloc_large", "cache", "cache_on_node",
-    "typesafe", "rcu_two", "packet", "vmalloc", "percpu", "page", "compound", "alloc_bulk", "softirq",
-    "workqueue", "kthread",
+    "kmalloc",
+    "kmalloc_on_node",
+    "memdup",
+    "large",
+    "krealloc_moved",
+    "kvmalloc_large",
+    "cache",
+    "cache_on_node",
+    "typesafe",
+    "rcu_two",
+    "packet",
+    "vmalloc",
+    "percpu",
+    "page",
+    "compound",
+    "alloc_bulk",
+    "softirq",
+    "workqueue",
+    "kthread",
 ];
 
 /// All scenarios.
@@ -79,7 +95,11 @@ pub fn all() -> Vec<Scenario> {
     };
     all.extend([
         scenario("leak: interrupts off", Truth::Leak("irq_off_work"), vec![Driver("irq_off", Leak, 2, 100)]),
-        scenario("leak: 1 in 1,000 of a busy site", Truth::Leak("hidden_leak"), vec![Driver("hidden", Leak, 1, 80)]),
+        scenario(
+            "leak: 1 in 1,000 of a busy site",
+            Truth::Leak("hidden_leak"),
+            vec![Driver("hidden", Leak, 1, 80)],
+        ),
         scenario(
             "leak: beside much balanced use of the same helper",
             Truth::Leak("memdup_leak"),
@@ -90,15 +110,31 @@ pub fn all() -> Vec<Scenario> {
             Truth::Leak("packet_leak"),
             vec![Run(loads::sockets), Driver("packet", Leak, 2, 100)],
         ),
-        scenario("leak: in bursts of 100", Truth::Leak("kmalloc_leak"), vec![Driver("kmalloc", Leak, 100, 2_500)]),
+        scenario(
+            "leak: in bursts of 100",
+            Truth::Leak("kmalloc_leak"),
+            vec![Driver("kmalloc", Leak, 100, 2_500)],
+        ),
         scenario(
             "leak: beside a fork storm",
             Truth::Leak("kmalloc_leak"),
             vec![Run(loads::forks), Driver("kmalloc", Leak, 2, 100)],
         ),
-        scenario("subtle: 1 object a second", Truth::Subtle("kmalloc_leak"), vec![Driver("kmalloc", Leak, 1, 1_000)]),
-        scenario("subtle: 1 page in 3 seconds", Truth::Subtle("page_leak"), vec![Driver("page", Leak, 1, 3_000)]),
-        scenario("subtle: 1 vmalloc area in 2 seconds", Truth::Subtle("vmalloc_leak"), vec![Driver("vmalloc", Leak, 1, 2_000)]),
+        scenario(
+            "subtle: 1 object a second",
+            Truth::Subtle("kmalloc_leak"),
+            vec![Driver("kmalloc", Leak, 1, 1_000)],
+        ),
+        scenario(
+            "subtle: 1 page in 3 seconds",
+            Truth::Subtle("page_leak"),
+            vec![Driver("page", Leak, 1, 3_000)],
+        ),
+        scenario(
+            "subtle: 1 vmalloc area in 2 seconds",
+            Truth::Subtle("vmalloc_leak"),
+            vec![Driver("vmalloc", Leak, 1, 2_000)],
+        ),
         scenario(
             "subtle: a list that only grows",
             Truth::Subtle("unbounded_list_leak"),
@@ -113,14 +149,33 @@ pub fn all() -> Vec<Scenario> {
         scenario(
             "balanced: vmalloc, pages and per-CPU memory",
             Truth::Innocent,
-            vec![Driver("vmalloc", Balanced, 50, 50), Driver("compound", Balanced, 100, 50), Driver("percpu", Balanced, 50, 50)],
+            vec![
+                Driver("vmalloc", Balanced, 50, 50),
+                Driver("compound", Balanced, 100, 50),
+                Driver("percpu", Balanced, 50, 50),
+            ],
         ),
         scenario("balanced: interrupt storm", Truth::Innocent, vec![Driver("storm", Balanced, 2_000, 500)]),
-        scenario("balanced: hash tables and maple trees", Truth::Innocent, vec![Driver("rhashtable", Balanced, 2_000, 200), Driver("maple", Balanced, 500, 200)]),
-        scenario("balanced: packets", Truth::Innocent, vec![Driver("packet", Balanced, 1_000, 50), Driver("napi", Balanced, 1_000, 50)]),
+        scenario(
+            "balanced: hash tables and maple trees",
+            Truth::Innocent,
+            vec![Driver("rhashtable", Balanced, 2_000, 200), Driver("maple", Balanced, 500, 200)],
+        ),
+        scenario(
+            "balanced: packets",
+            Truth::Innocent,
+            vec![Driver("packet", Balanced, 1_000, 50), Driver("napi", Balanced, 1_000, 50)],
+        ),
         scenario("pool that fills up in 12 s", Truth::Innocent, vec![Run(loads::fill_pool)]),
         scenario("objects that live for 30 s, from now on", Truth::Innocent, vec![Run(loads::slow_objects)]),
-        Scenario { before_s: 35, ..scenario("objects that live for 30 s, since long", Truth::Innocent, vec![Run(loads::slow_objects)]) },
+        Scenario {
+            before_s: 35,
+            ..scenario(
+                "objects that live for 30 s, since long",
+                Truth::Innocent,
+                vec![Run(loads::slow_objects)],
+            )
+        },
         quiet("objects held by an open file", loads::handles),
         quiet("module loaded and removed all the time", loads::modules),
         quiet("connections opened and closed", loads::connections),
@@ -138,7 +193,8 @@ pub fn all() -> Vec<Scenario> {
         quiet("everything at once", loads::everything),
     ]);
     for scenario in &mut all {
-        scenario.driver |= scenario.name.starts_with("pool") || scenario.name.starts_with("objects that live");
+        scenario.driver |=
+            scenario.name.starts_with("pool") || scenario.name.starts_with("objects that live");
     }
     all
 }

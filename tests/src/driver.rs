@@ -11,6 +11,9 @@ pub const FILE: &str = "/guest/leakdrv.ko";
 const RUN: &str = "/sys/kernel/debug/leakdrv/run";
 
 /// Loads it; with objects to leak meanwhile.
+///
+/// # Errors
+/// When there is no such file, or the kernel refuses it.
 pub fn load(leak_at_init: u64) -> Result<()> {
     let file = File::open(FILE).with_context(|| format!("cannot open {FILE}"))?;
     let parameters = CString::new(format!("leak_at_init={leak_at_init}"))?;
@@ -23,6 +26,9 @@ pub fn load(leak_at_init: u64) -> Result<()> {
 }
 
 /// Removes it.
+///
+/// # Errors
+/// When it is not loaded, or in use.
 pub fn unload() -> Result<()> {
     let name = CString::new(NAME)?;
     // SAFETY: a terminated string.
@@ -43,6 +49,9 @@ pub enum Mode {
 }
 
 /// Runs a path; false when this kernel does not have it.
+///
+/// # Errors
+/// When the driver cannot do it.
 pub fn run(path: &str, mode: Mode, objects: u64) -> Result<bool> {
     let mode = if mode == Mode::Leak { "leak" } else { "balanced" };
     match fs::write(RUN, format!("{path} {mode} {objects}")) {

@@ -196,9 +196,8 @@ impl Function<'_> {
 /// helper functions, those in `more` included. `None` when there is no such frame; a frame without
 /// a symbol is somebody's.
 pub fn responsible(frames: &[Option<Function<'_>>], more: &[String]) -> Option<usize> {
-    let passes_on = |function: &Function<'_>| {
-        function.is_helper() || more.iter().any(|name| name == function.whole())
-    };
+    let passes_on =
+        |function: &Function<'_>| function.is_helper() || more.iter().any(|name| name == function.whole());
     frames.iter().position(|frame| !frame.as_ref().is_some_and(passes_on))
 }
 
@@ -386,7 +385,10 @@ mod tests {
     fn in_whose_name_code_runs() {
         for (frames, context_of) in [
             ("drv_ioctl[m] __x64_sys_ioctl do_syscall_64 entry_SYSCALL_64_after_hwframe", Context::Process),
-            ("drv_rx[m] net_rx_action handle_softirqs irq_exit_rcu sysvec_apic_timer_interrupt vfs_read do_syscall_64", Context::Kernel),
+            (
+                "drv_rx[m] net_rx_action handle_softirqs irq_exit_rcu sysvec_apic_timer_interrupt vfs_read do_syscall_64",
+                Context::Kernel,
+            ),
             ("drv_work[m] process_one_work worker_thread kthread ret_from_fork", Context::Kernel),
             ("drv_get[m] full_proxy_write vfs_write", Context::Unknown),
             ("kthread[m] el0_svc", Context::Process),

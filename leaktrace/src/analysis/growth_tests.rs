@@ -32,15 +32,11 @@ fn shapes() {
         ("a leak", Shape::Steady, over(60, |t| (t - 5.0).max(0.0) * 10.0)),
         ("a slow leak", Shape::Steady, over(60, |t| ((t - 5.0).max(0.0) / 4.0).floor())),
         ("a leak that begins late", Shape::Bursty, over(60, |t| 40.0 + (t - 42.0).max(0.0) * 10.0)),
-        ("four bursts", Shape::Bursty, over(60, |t| (t / 9.5).floor() * 100.0)),
+        ("a burst every half a minute", Shape::Bursty, over(120, |t| (t / 29.0).floor() * 100.0)),
         ("one burst", Shape::Step, over(60, |t| if t < 40.0 { 3.0 } else { 5_000.0 })),
         ("a pool that filled up", Shape::Plateau, over(60, |t| t.min(12.0) * 100.0)),
         ("a cache that fills ever slower", Shape::Plateau, over(60, |t| 1_000.0 * (1.0 - (-t / 9.0).exp()))),
-        (
-            "objects freed together now and then",
-            Shape::Sawtooth,
-            over(60, |t| (t % 13.0) * 50.0),
-        ),
+        ("objects freed together now and then", Shape::Sawtooth, over(60, |t| (t % 13.0) * 50.0)),
         ("freed after half a minute", Shape::Plateau, over(90, |t| t.min(30.0) * 10.0)),
         ("nothing", Shape::Unclear, over(60, |_| 0.0)),
     ] {

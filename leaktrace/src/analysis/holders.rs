@@ -17,7 +17,11 @@ const BY_PROCESS: &str = "by the processes that use them, until these end";
 const HOLDERS: [(&str, &str, Option<f64>); 38] = [
     ("tw_sock_", "by TIME_WAIT for 60 s after a connection ends", Some(60.0)),
     ("request_sock_", "until a connection is set up or given up, 63 s", Some(63.0)),
-    ("nf_conntrack", "by connection tracking, up to 5 days (nf_conntrack_tcp_timeout_established)", Some(432_000.0)),
+    (
+        "nf_conntrack",
+        "by connection tracking, up to 5 days (nf_conntrack_tcp_timeout_established)",
+        Some(432_000.0),
+    ),
     ("inet_peer_cache", "for up to 10 min after a peer was last heard of", Some(600.0)),
     ("tcp_bind", "while a port is used, TIME_WAIT included", Some(60.0)),
     ("fib6_", "while a route is there", None),

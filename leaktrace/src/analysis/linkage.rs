@@ -93,8 +93,14 @@ mod tests {
     fn only_pointers_to_elsewhere_count() {
         let object = [Span::new(0xffff_8880_0000_1000, 64)];
         // An empty list head, a number, a user's address, a red-black parent with its colour, twice.
-        let words =
-            [0xffff_8880_0000_1008, 0xffff_8880_0000_1008, 42, 0x7fff_0000_1000, 0xffff_8880_0000_2001, 0xffff_8880_0000_2000];
+        let words = [
+            0xffff_8880_0000_1008,
+            0xffff_8880_0000_1008,
+            42,
+            0x7fff_0000_1000,
+            0xffff_8880_0000_2001,
+            0xffff_8880_0000_2000,
+        ];
         assert_eq!(pointers_out(&words, &object, &RAM), [0xffff_8880_0000_2000]);
         assert!(points_into(&words, &object));
         assert!(!points_into(&words[2..], &object));

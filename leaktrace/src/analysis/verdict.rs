@@ -52,6 +52,7 @@ pub struct Allocators {
 }
 
 /// What is known of a site.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug)]
 pub struct Evidence {
     /// Allocations.

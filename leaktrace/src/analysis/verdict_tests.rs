@@ -45,7 +45,10 @@ fn verdicts() {
     assert_eq!(Evidence { survivors: 0, ..leak() }.verdict(), Verdict::Churn);
     assert_eq!(Evidence { allocated: 10_000_000, ..shaped(Shape::Plateau) }.verdict(), Verdict::Churn);
     // One in a thousand of a busy site, growing.
-    assert_eq!(Evidence { allocated: 10_000_000, lifetime_s: Some(0.001), ..leak() }.verdict(), Verdict::Leak);
+    assert_eq!(
+        Evidence { allocated: 10_000_000, lifetime_s: Some(0.001), ..leak() }.verdict(),
+        Verdict::Leak
+    );
     assert_eq!(Evidence { survivors: 3, seen: 3, ..leak() }.verdict(), Verdict::Plateau);
 }
 
@@ -58,10 +61,16 @@ fn each_thing_that_is_open_makes_a_suspect() {
         (Open::FreesUnseen, Evidence { doubted: true, ..leak() }),
         (Open::FreesUnseen, Evidence { missed: 600, ..leak() }),
         (Open::Contradicted, Evidence { agreement: Some(Agreement::Partly), ..leak() }),
-        (Open::Linked, Evidence { linkage: Some(Linkage { looked_at: 32, linked: 30, ..Linkage::default() }), ..leak() }),
+        (
+            Open::Linked,
+            Evidence { linkage: Some(Linkage { looked_at: 32, linked: 30, ..Linkage::default() }), ..leak() },
+        ),
         (Open::NotLookedAt, Evidence { linkage: None, ..leak() }),
         (Open::ProcessesRun, Evidence { allocators: process, ..leak() }),
-        (Open::ProcessesRun, Evidence { allocators: Allocators { context: Context::Unknown, ..process }, ..leak() }),
+        (
+            Open::ProcessesRun,
+            Evidence { allocators: Allocators { context: Context::Unknown, ..process }, ..leak() },
+        ),
         (Open::Held(held), Evidence { holder: Some(held), ..leak() }),
         (Open::Few, Evidence { seen: 12, ..leak() }),
         (Open::Short, Evidence { growth: short, ..leak() }),
@@ -123,35 +132,43 @@ fn any_evidence() -> impl Strategy<Value = Evidence> {
             p_value,
             ticks,
             sustained_s,
-            shape: [Shape::Steady, Shape::Bursty, Shape::Step, Shape::Plateau, Shape::Sawtooth, Shape::Unclear]
-                [usize::from(shape)],
+            shape: [
+                Shape::Steady,
+                Shape::Bursty,
+                Shape::Step,
+                Shape::Plateau,
+                Shape::Sawtooth,
+                Shape::Unclear,
+            ][usize::from(shape)],
         },
     );
     let flags = prop::array::uniform8(prop::bool::weighted(0.2));
-    (growth, 0_u64..10_000, 0_u64..10_000, flags, 0_u64..33).prop_map(|(growth, live, survivors, flags, linked)| {
-        let [reclaimable, replaces, doubted, core, unlinkable, contradicted, process, freed] = flags;
-        let survivors = survivors.min(live);
-        Evidence {
-            live,
-            survivors,
-            seen: survivors,
-            growth,
-            reclaimable,
-            replaces,
-            doubted,
-            in_module: !core,
-            can_be_linked: !unlinkable,
-            agreement: Some(if contradicted { Agreement::Contradicts } else { Agreement::Agrees }),
-            allocators: Allocators {
-                context: if process { Context::Process } else { Context::Kernel },
-                alive: 1.0,
-                module_in_use: Some(true),
-            },
-            lifetime_s: freed.then_some(3.0),
-            linkage: Some(Linkage { looked_at: 32, linked, ..Linkage::default() }),
-            ..leak()
-        }
-    })
+    (growth, 0_u64..10_000, 0_u64..10_000, flags, 0_u64..33).prop_map(
+        |(growth, live, survivors, flags, linked)| {
+            let [reclaimable, replaces, doubted, core, unlinkable, contradicted, process, freed] = flags;
+            let survivors = survivors.min(live);
+            Evidence {
+                live,
+                survivors,
+                seen: survivors,
+                growth,
+                reclaimable,
+                replaces,
+                doubted,
+                in_module: !core,
+                can_be_linked: !unlinkable,
+                agreement: Some(if contradicted { Agreement::Contradicts } else { Agreement::Agrees }),
+                allocators: Allocators {
+                    context: if process { Context::Process } else { Context::Kernel },
+                    alive: 1.0,
+                    module_in_use: Some(true),
+                },
+                lifetime_s: freed.then_some(3.0),
+                linkage: Some(Linkage { looked_at: 32, linked, ..Linkage::default() }),
+                ..leak()
+            }
+        },
+    )
 }
 
 proptest! {

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{
+    attribute::Attribution,
     output::Output,
     probe::{self, Kernel},
     selftest::{self, Outcome},
-    attribute::Attribution,
 };
 use crate::{
     cli::{CheckArgs, Format},

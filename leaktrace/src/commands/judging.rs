@@ -23,7 +23,7 @@ use crate::{
 /// No leak is certain sooner.
 const SOONEST: Duration = Duration::from_secs(12);
 /// Judging takes this share of a core at most.
-const SHARE: u32 = 40;
+const SHARE: u32 = 20;
 /// Inodes and dentries are freed a grace period after they are dropped.
 const GRACE: Duration = Duration::from_millis(700);
 /// Exit status when what a run is to fail on was found.
@@ -56,8 +56,7 @@ impl<'a> Judging<'a> {
         let judgement = assemble::judge(&snapshot, surroundings, None, &look);
         let certain = judgement.judged.iter().any(|judged| judged.evidence.verdict() == Verdict::Leak);
         let found = certain && {
-            let report =
-                assemble::report(&snapshot, judgement, None, surroundings, self.baseline, self.args);
+            let report = assemble::report(&snapshot, judgement, None, surroundings, self.baseline, self.args);
             report.headline.verdict == "leak"
         };
         self.next = begun + begun.elapsed() * SHARE;

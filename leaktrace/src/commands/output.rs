@@ -13,7 +13,8 @@ use crate::report::page::WIDTH;
 
 /// Columns of the terminal that standard output is, or of a page.
 pub(super) fn width() -> usize {
-    terminal_size::terminal_size_of(io::stdout()).map_or(WIDTH, |(width, _)| usize::from(width.0).clamp(NARROWEST, WIDEST))
+    terminal_size::terminal_size_of(io::stdout())
+        .map_or(WIDTH, |(width, _)| usize::from(width.0).clamp(NARROWEST, WIDEST))
 }
 
 /// Narrower terminals wrap lines, and wider ones leave room.

@@ -39,8 +39,12 @@ use crate::{
 
 /// Frames that the tracing itself and the allocator put on a stack before the call site's.
 const OWN_FRAMES: u32 = 6;
-/// Part of each interval in which the kernel measures the programs, which slows them a little.
+/// Part of an interval in which the kernel measures the programs, which slows them a little.
 const MEASURED_PART: u32 = 20;
+/// Intervals that are measured: the first ones, and one in so many later on. To switch measuring on and
+/// off the kernel changes its code on all CPUs.
+const MEASURED_FIRST: u64 = 3;
+const MEASURED_LATER: u64 = 8;
 
 /// What was read around the trace.
 pub(super) struct Surroundings {
@@ -122,9 +126,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let mut tracer = Tracer::new(&kernel.layout, sizes, settings, attribution, &loaded)?;
     let memory = Meminfo::current().context("cannot read /proc/meminfo")?;
     let started = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+    tracer.attach()?;
     // Once more, because the tables and programs themselves took slab memory.
     let before = before.and_then(|_| slab::read_slabinfo(root).ok());
-    tracer.attach()?;
     if !args.quiet {
         eprintln!("{}", banner(&kernel.machine, &tracer, args));
     }
@@ -228,9 +232,11 @@ async fn watch(
     let end = Deadline::from_std(begun + args.duration);
     let mut progress = Progress::new(args.duration, args.quiet);
     let mut next = Deadline::from_std(begun);
-    loop {
+    for nth in 0_u64.. {
         next = (next + args.interval).max(Deadline::now());
-        tracer.begin_measuring();
+        if nth < MEASURED_FIRST || nth % MEASURED_LATER == 0 {
+            tracer.begin_measuring();
+        }
         let measured = stop.wait_until((Deadline::now() + args.interval / MEASURED_PART).min(end)).await;
         tracer.end_measuring();
         learn(tracer, &mut surroundings.places);

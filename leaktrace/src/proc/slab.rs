@@ -34,7 +34,19 @@ pub fn read_slabinfo(root: &Path) -> Result<BTreeMap<String, SlabCache>> {
 
 fn parse_slabinfo(text: &str) -> Result<BTreeMap<String, SlabCache>> {
     ensure!(text.starts_with("slabinfo - version: 2"), "it is not of version 2");
-    Ok(text.lines().skip(1).filter(|line| !line.starts_with('#')).filter_map(parse_line).collect())
+    let mut caches: BTreeMap<String, SlabCache> = BTreeMap::new();
+    for (name, cache) in text.lines().skip(1).filter(|line| !line.starts_with('#')).filter_map(parse_line) {
+        // A module that is loaded again while objects of its last stay are left has two caches of one name.
+        caches
+            .entry(name)
+            .and_modify(|other| {
+                other.active_objects += cache.active_objects;
+                other.total_objects += cache.total_objects;
+                other.objects_per_slab = other.objects_per_slab.max(cache.objects_per_slab);
+            })
+            .or_insert(cache);
+    }
+    Ok(caches)
 }
 
 /// A name may contain spaces, so the numbers are counted from the colon that ends them.
@@ -143,6 +155,14 @@ slabinfo - version: 2.1
 fuse request          10     20    152   26    1 : tunables    0    0    0 : slabdata      2      2      0
 kmalloc-64          6912   7040     64   64    1 : tunables    0    0    0 : slabdata    110    110      0
 ";
+
+    #[test]
+    fn caches_of_one_name_are_added_up() {
+        let line = "foo_ctx 90 100 256 16 1 : tunables 0 0 0 : slabdata 1 1 0\n";
+        let text = format!("slabinfo - version: 2.1\n# name\n{line}{}", line.replace("90", "7"));
+        let caches = parse_slabinfo(&text).unwrap();
+        assert_eq!((caches["foo_ctx"].active_objects, caches["foo_ctx"].object_size), (97, 256));
+    }
 
     #[test]
     fn reads_names_with_spaces() {

@@ -42,7 +42,10 @@ fn table(findings: &[Finding], style: &Style) -> String {
         header.extend(["freed", "oldest"]);
     }
     table.set_header(header);
-    let shown = findings.iter().enumerate().filter(|(index, finding)| *index < style.top || finding.verdict == "leak");
+    let shown = findings
+        .iter()
+        .enumerate()
+        .filter(|(index, finding)| *index < style.top || finding.verdict == "leak");
     for (_, finding) in shown {
         let freed = finding.freed as f64 * 100.0 / finding.allocated.max(1) as f64;
         let (place_width, cache_width) =
@@ -90,8 +93,12 @@ fn percent(value: f64) -> String {
 
 fn in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
     let known = if finding.known { " (known from the baseline)" } else { "" };
-    let head =
-        format!("{:>2}  {}  {}{known}", finding.rank, escape(&finding.verdict), escape(&finding.responsible.label()));
+    let head = format!(
+        "{:>2}  {}  {}{known}",
+        finding.rank,
+        escape(&finding.verdict),
+        escape(&finding.responsible.label())
+    );
     writeln!(out, "\n{}", paint(style, "1", &head))?;
     let labelled = |out: &mut String, label: &str, text: &str| labelled(out, style.width, label, text);
     if let Some(line) = source_line(&finding.responsible) {
@@ -100,7 +107,8 @@ fn in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
     if finding.responsible.address != finding.call_site.address {
         labelled(out, "via", &escape(&finding.call_site.label()))?;
     }
-    let module_frame = finding.in_module.as_ref().filter(|frame| frame.address != finding.responsible.address);
+    let module_frame =
+        finding.in_module.as_ref().filter(|frame| frame.address != finding.responsible.address);
     if let Some(frame) = module_frame {
         let line = source_line(frame).map(|line| format!(", {line}")).unwrap_or_default();
         labelled(out, "for", &format!("{}{line}", escape(&frame.label())))?;

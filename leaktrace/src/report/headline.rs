@@ -1,5 +1,7 @@
 //! The answer in one sentence.
 
+use std::fmt::Write as _;
+
 use super::{
     escape,
     model::{Finding, Headline, Report, Word},
@@ -30,16 +32,17 @@ pub fn headline(report: &Report) -> Headline {
     };
     if leaks.is_empty() {
         match floor {
-            Some(floor) => text.push_str(&format!(
-                " A leak of less than {} (of 4 KiB: {}/s) would not have shown.",
-                rate_in_words(floor),
-                units::bytes(floor * 4_096.0)
-            )),
+            Some(floor) => {
+                let bytes = units::bytes(floor * 4_096.0);
+                let floor = rate_in_words(floor);
+                let _ =
+                    write!(text, " A leak of less than {floor} (of 4 KiB: {bytes}/s) would not have shown.");
+            }
             None => text.push_str(" The window is too short to see one."),
         }
     }
     if known > 0 {
-        text.push_str(&format!(" {} the baseline has already.", units::plural(known, "finding")));
+        let _ = write!(text, " {} the baseline has already.", units::plural(known, "finding"));
     }
     Headline { verdict, text, bytes_per_s: rate, memory_lasts_s: lasts, floor_objects_per_s: floor }
 }

@@ -56,7 +56,11 @@ fn strength(verdict: &str) -> u8 {
 
 /// What grows by this; of what does not, nothing is a rate.
 fn rate(finding: &Finding) -> f64 {
-    if strength(&finding.verdict) >= 3 || finding.verdict == "cache" { finding.growth.bytes_per_s } else { 0.0 }
+    if strength(&finding.verdict) >= 3 || finding.verdict == "cache" {
+        finding.growth.bytes_per_s
+    } else {
+        0.0
+    }
 }
 
 fn sums(report: &Report) -> BTreeMap<Key, Sum> {

@@ -7,6 +7,8 @@ pub mod headline;
 pub mod known;
 pub mod model;
 pub mod page;
+#[cfg(test)]
+pub mod sample;
 pub mod text;
 pub mod unload;
 

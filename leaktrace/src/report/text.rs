@@ -260,3 +260,7 @@ fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
 pub(super) fn paint(style: &Style, code: &str, text: &str) -> String {
     if style.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
+
+#[cfg(test)]
+#[path = "text_tests.rs"]
+mod tests;

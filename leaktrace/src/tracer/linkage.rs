@@ -65,8 +65,7 @@ pub(super) fn look(tracer: &Tracer, snapshot: &Snapshot, which: &[usize]) -> Res
     if direct_map == 0 || first_page == 0 {
         return Err(anyhow!("where this kernel maps physical memory is not known"));
     }
-    let memory =
-        vec![Span::new(direct_map + LOW_MEMORY, DIRECT_MAP), Span::new(first_page, PAGES), IMAGE];
+    let memory = vec![Span::new(direct_map + LOW_MEMORY, DIRECT_MAP), Span::new(first_page, PAGES), IMAGE];
     let page_struct = u64::from(tracer.page_struct.max(1));
     let subject = |family: &str, object: &LiveObject, size: u32| {
         let size = u64::from(if size == 0 { object.size & !FRAGMENT } else { size });
@@ -143,7 +142,8 @@ impl Look<'_> {
         let mut places = Vec::new();
         let mut addresses = Vec::new();
         for (index, subject) in subjects.iter().enumerate() {
-            for pointer in pointers_out(&subject.words, &subject.spans, &self.memory).into_iter().take(MOST_POINTERS)
+            for pointer in
+                pointers_out(&subject.words, &subject.spans, &self.memory).into_iter().take(MOST_POINTERS)
             {
                 let page = pointer & !4_095;
                 places.push(index);
@@ -179,7 +179,7 @@ impl Look<'_> {
             let at = spans.partition_point(|(span, _)| span.start <= address);
             at.checked_sub(1).map(|at| spans[at]).filter(|(span, _)| span.contains(address))
         };
-        let mut holders: Vec<Subject> = self.others(tracer)?;
+        let mut holders: Vec<Subject> = Self::others(tracer)?;
         self.fill(&mut holders, HOLDER_BYTES)?;
         let mut held_by: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
         for (holder, subject) in holders.iter().enumerate() {
@@ -211,7 +211,7 @@ impl Look<'_> {
 
     /// Traced slab objects that may hold others. What the allocators note of what they give out holds
     /// nothing: every vmalloc area is in their trees.
-    fn others(&self, tracer: &Tracer) -> Result<Vec<Subject>> {
+    fn others(tracer: &Tracer) -> Result<Vec<Subject>> {
         let sites: FxHashMap<u32, u32> = tracer
             .sites
             .used()

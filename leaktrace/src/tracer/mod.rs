@@ -14,6 +14,7 @@ mod peek;
 mod processes;
 mod programs;
 mod records;
+mod relief;
 mod sampling;
 mod scan;
 mod series;
@@ -34,8 +35,8 @@ use aya::Ebpf;
 use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, Site, StackRecord};
 
 use self::{
-    cost::CostMeter, mapped::MappedArray, messages::Messages, peek::Peeker, programs::Programs, scan::Question,
-    sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
+    cost::CostMeter, mapped::MappedArray, messages::Messages, peek::Peeker, programs::Programs,
+    scan::Question, sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
 };
 pub use self::{
     cost::ProgramCost,
@@ -73,14 +74,8 @@ const SUSPECTS: usize = 16;
 /// end within a fraction of that, and batches within some seconds.
 const PENDING: Duration = Duration::from_secs(20);
 
-/// The same when the tables are full; then a free that is seen once more counts as an older object's.
-const PENDING_WHEN_FULL: Duration = Duration::from_secs(1);
-
 /// How often it is asked whether a watched module has come.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
-
-/// What a stack capture is taken to cost before any was measured.
-const STACK_NS: f64 = 2_500.0;
 
 /// Programs on their hooks, and the tables they fill.
 pub struct Tracer {
@@ -188,6 +183,7 @@ impl Tracer {
     /// Names the required hook that the kernel refused.
     pub fn attach(&mut self) -> Result<()> {
         self.programs.attach(&mut self.ebpf)?;
+        self.sites.forget_unknown_frees();
         self.started = Instant::now();
         self.last_allocated = (self.started, 0);
         Ok(())
@@ -266,105 +262,14 @@ impl Tracer {
         self.control.read(0).sample_shift as u32
     }
 
-    /// Chooses how thinly stacks are sampled from how many there would be and what each cost.
-    fn adjust_stacks(&mut self, allocated: u64) {
-        let (then, before) = self.last_allocated;
-        let elapsed = then.elapsed().as_secs_f64();
-        if elapsed < 0.05 || self.settings.stack_share >= 1.0 {
-            return;
-        }
-        let per_second = allocated.saturating_sub(before) as f64 / elapsed;
-        self.last_allocated = (Instant::now(), allocated);
-        let (captured, ns) = (0..self.cpus.len())
-            .map(|cpu| self.cpus.read(cpu))
-            .fold((0, 0), |(captured, ns), cpu| (captured + cpu.stacks, ns + cpu.stacks_ns));
-        let each = if captured == 0 { STACK_NS } else { ns as f64 / captured as f64 };
-        let budget = self.settings.stack_share * 1e9 * f64::from(self.sizes.cpus);
-        let bits = (per_second * each / budget.max(1.0)).log2().ceil().clamp(0.0, 16.0) as u32;
-        // Bits beside those that choose the bucket and those that choose the sample.
-        let mask = ((1_u64 << bits) - 1) << 44;
-        // SAFETY: the control block is mapped; programs only read this word.
-        unsafe { (&raw mut (*self.control.at(0)).stack_mask).write_volatile(mask) };
-    }
-
-    /// Tracks a smaller sample when more objects are live than the tables were made for.
-    fn adjust_sampling(&mut self, live: u64) -> Result<()> {
-        let tracked = live >> self.sample_shift();
-        let mut halvings = 0;
-        while tracked >> halvings > self.sizes.max_objects {
-            halvings += 1;
-        }
-        self.shrink_sample(halvings)
-    }
-
-    /// Tracks a smaller sample at once when the tables are about to lose objects, or do: which ones
-    /// they lose depends on the time, and what was allocated last may well live longest.
-    /// Costs next to nothing when there is room, so it can be asked often.
-    ///
-    /// # Errors
-    /// When the kernel refuses a look.
-    pub fn relieve(&mut self) -> Result<()> {
-        let control = self.control.read(0);
-        if control.overflow_lost == self.lost_before
-            && control.overflow_live <= u64::from(self.sizes.overflow) / 8
-        {
-            return Ok(());
-        }
-        if self.last_forgotten.elapsed() >= PENDING_WHEN_FULL && self.programs.has("kvfree_call_rcu") {
-            // A storm of kfree_rcu fills the tables with notes: those go first.
-            self.forget_pending(PENDING_WHEN_FULL)?;
-            let control = self.control.read(0);
-            if control.overflow_live <= u64::from(self.sizes.overflow) / 8 {
-                self.lost_before = control.overflow_lost;
-                return Ok(());
-            }
-        }
-        self.shrink_sample(1)
-    }
-
-    /// Removes the notes on objects that were handed to `kfree_rcu` at least so long ago.
-    fn forget_pending(&mut self, age: Duration) -> Result<()> {
-        if !self.programs.has("kvfree_call_rcu") {
-            return Ok(());
-        }
-        self.last_forgotten = Instant::now();
-        let before_ns = monotonic_ns().saturating_sub(age.as_nanos() as u64);
-        scan::forget_pending(&self.live, before_ns);
-        if self.control.read(0).overflow_live > 0 {
-            names::forget_pending(&mut self.ebpf, &self.control, before_ns)
-                .context("cannot purge the overflow map")?;
-        }
-        Ok(())
-    }
-
-    fn shrink_sample(&mut self, halvings: u32) -> Result<()> {
-        let before = self.sample_shift();
-        let shift = (before + halvings).min(leaktrace_common::MAX_SAMPLE_SHIFT);
-        if shift == before {
-            return Ok(());
-        }
-        // SAFETY: the control block is mapped; programs only read this word.
-        unsafe { (&raw mut (*self.control.at(0)).sample_shift).write_volatile(u64::from(shift)) };
-        let sums = self.sites.sums();
-        let born_before = monotonic_ns();
-        // Room at once; and once more when no program is left that had read the old value.
-        scan::purge(&self.live, self.sites.len(), shift, born_before);
-        load::wait_for_programs();
-        let mut kept = scan::purge(&self.live, self.sites.len(), shift, born_before);
-        names::purge_overflow(&mut self.ebpf, &self.control, shift, &mut kept)
-            .context("cannot purge the overflow map")?;
-        self.sites.begin_epoch(&sums, &kept, shift - before);
-        self.lost_before = self.control.read(0).overflow_lost;
-        Ok(())
-    }
-
     /// Takes the programs off their hooks; nothing is recorded any more.
     ///
     /// # Errors
     /// When the kernel refuses it.
     pub fn detach(&mut self) -> Result<()> {
         self.meter.end();
-        let last = snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() };
+        let last =
+            snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() };
         self.programs.detach(&mut self.ebpf)?;
         self.last = Some(last);
         Ok(())
@@ -380,7 +285,9 @@ impl Tracer {
         self.subjects.learn(&self.sites, &*self.attribute, self.watch.stays());
         let last = match self.last.clone() {
             Some(last) => last,
-            None => snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() },
+            None => {
+                snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() }
+            }
         };
         snapshot::take(self, last)
     }
@@ -425,7 +332,9 @@ impl Tracer {
             match sites.iter_mut().find(|known| known.site == site) {
                 _ if tgid != pid => {}
                 Some(known) => known.objects += group.objects,
-                None => sites.push(ProcessSite { site, family: self.sites.family(site), objects: group.objects }),
+                None => {
+                    sites.push(ProcessSite { site, family: self.sites.family(site), objects: group.objects });
+                }
             }
         }
         Ok(sites)

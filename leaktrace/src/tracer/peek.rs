@@ -49,7 +49,8 @@ impl Peeker {
     /// # Errors
     /// What the kernel refused.
     pub fn load(ebpf: &mut Ebpf) -> Result<Self> {
-        let program = ebpf.program_mut("peek").ok_or_else(|| anyhow!("the BPF object has no program peek"))?;
+        let program =
+            ebpf.program_mut("peek").ok_or_else(|| anyhow!("the BPF object has no program peek"))?;
         let program: &mut RawTracePoint = program.try_into()?;
         program.load().context("the kernel's verifier refused the program that reads memory")?;
         let program = program.fd()?.as_fd().try_clone_to_owned().context("cannot keep the program")?;
@@ -71,7 +72,8 @@ impl Peeker {
             for (index, &address) in addresses.iter().enumerate() {
                 // SAFETY: `at` checks the index; the program reads the word when it is run.
                 unsafe {
-                    (&raw mut (*self.peeks.at(index)).address).write_volatile(encode_address(within_page(address)));
+                    (&raw mut (*self.peeks.at(index)).address)
+                        .write_volatile(encode_address(within_page(address)));
                 };
             }
             self.run(addresses.len())?;

@@ -304,7 +304,7 @@ fn visit(
     for &(key, payload) in overflow {
         let hash = leaktrace_common::address_hash(decode_address(key));
         let bucket = (hash >> leaktrace_common::BUCKET_SHIFT) as usize & (table.len() - 1);
-        if bucket % stride == 0 && !contains(table, key) {
+        if bucket.is_multiple_of(stride) && !contains(table, key) {
             with(key, payload);
         }
     }

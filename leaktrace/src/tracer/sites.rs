@@ -248,6 +248,16 @@ impl SiteTable {
         self.shift += halvings;
     }
 
+    /// Begins counting frees of unknown objects at this moment. While programs are attached one by one,
+    /// frees are seen and allocations are not yet: what was freed then is nobody's older object.
+    pub fn forget_unknown_frees(&mut self) {
+        for (index, family, sum) in self.sums() {
+            if family == FAMILY_UNKNOWN_FREE {
+                self.memory.entry(index).or_default().unknown = (0.0, sum.freed);
+            }
+        }
+    }
+
     /// Frees of objects that were not tracked, scaled to all addresses.
     pub fn unknown_frees(&self, site: usize, sum: &Sum) -> u64 {
         let before = self.memory.get(&site).map_or((0.0, 0), |memory| memory.unknown);

@@ -13,9 +13,7 @@ use anyhow::{Context as _, Result};
 
 use leaktrace_tests::driver::{self, Mode};
 
-use super::{
-    trace::{Trace, items, number},
-};
+use super::trace::{Trace, items, number};
 
 /// The largest first: path, objects in each slice, bytes of each.
 const LEAKS: [(&str, u64, u64); 4] =

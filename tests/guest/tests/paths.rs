@@ -10,9 +10,7 @@ use anyhow::{Result, bail};
 
 use leaktrace_tests::driver::{self, Mode};
 
-use super::{
-    trace::{Report, Trace, items},
-};
+use super::trace::{Report, Trace, items};
 
 /// One path of the driver.
 struct Row {

@@ -11,9 +11,7 @@ use anyhow::{Context as _, Result};
 
 use leaktrace_tests::driver::{self, Mode};
 
-use super::{
-    trace::{Trace, items, number},
-};
+use super::trace::{Trace, items, number};
 
 /// Paths, each of which allocates and frees so many objects.
 const PATHS: [&str; 3] = ["rcu_two", "kfree_bulk", "free_bulk"];

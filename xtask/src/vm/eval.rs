@@ -67,12 +67,8 @@ struct Outcome {
 /// When something cannot be had or built, or a guest hangs.
 pub(crate) fn eval(offline: bool, args: &EvalArgs) -> Result<bool> {
     let mut outcomes: BTreeMap<String, Vec<Outcome>> = BTreeMap::new();
-    let programs = args
-        .kernel
-        .iter()
-        .any(|kernel| kernel != HERE)
-        .then(|| Programs::build(offline))
-        .transpose()?;
+    let programs =
+        args.kernel.iter().any(|kernel| kernel != HERE).then(|| Programs::build(offline)).transpose()?;
     for kernel in &args.kernel {
         let found = match &programs {
             Some(programs) if kernel != HERE => in_guests(offline, args, programs, kernel)?,
@@ -102,7 +98,7 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
             programs,
             accelerator: "tcg",
             memory: 1_024,
-            limit: Duration::from_secs(5_400),
+            limit: Duration::from_mins(90),
             driver_parameters: "",
             files: &[],
             peer: !args.no_peer,
@@ -131,7 +127,15 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
 /// The scenarios that need no driver, on this machine.
 fn here(offline: bool, args: &EvalArgs) -> Result<Vec<Outcome>> {
     let leaktrace = build(offline)?;
-    check(cargo(offline).args(["build", "--quiet", "--release", "--package", "leaktrace-tests", "--bin", EVAL]))?;
+    check(cargo(offline).args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "leaktrace-tests",
+        "--bin",
+        EVAL,
+    ]))?;
     let mut child = as_root(target().join("release").join(EVAL))?
         .arg("--leaktrace")
         .arg(leaktrace)
@@ -149,7 +153,8 @@ fn here(offline: bool, args: &EvalArgs) -> Result<Vec<Outcome>> {
 
 /// Reads an outcome, and shows it.
 fn read(line: &str, outcomes: &mut Vec<Outcome>) {
-    let Some(outcome) = line.strip_prefix(MARK).and_then(|json| serde_json::from_str::<Outcome>(json).ok()) else {
+    let Some(outcome) = line.strip_prefix(MARK).and_then(|json| serde_json::from_str::<Outcome>(json).ok())
+    else {
         qemu::print(line);
         return;
     };
@@ -194,7 +199,9 @@ fn table(out: &mut String, kernel: &str, outcomes: &[Outcome]) -> Result<()> {
     let found = count(&|outcome| outcome.truth == "leak" && outcome.verdict == "leak");
     let called = count(&|outcome| outcome.verdict == "leak");
     let wrong = outcomes.iter().filter(|outcome| !outcome.wrong.is_empty()).count()
-        + count(&|outcome| outcome.truth == "innocent" && outcome.verdict == "leak" && outcome.wrong.is_empty());
+        + count(&|outcome| {
+            outcome.truth == "innocent" && outcome.verdict == "leak" && outcome.wrong.is_empty()
+        });
     let innocent = count(&|outcome| outcome.truth == "innocent");
     let percent = |part: usize, whole: usize| part as f64 * 100.0 / whole.max(1) as f64;
     writeln!(
@@ -217,7 +224,8 @@ fn write_section(path: &Path, text: &str) -> Result<()> {
     let Some(begin) = old.find(&format!("\n{SECTION}\n")).map(|at| at + 1) else {
         bail!("{} has no section {SECTION}", path.display());
     };
-    let end = old[begin + SECTION.len()..].find("\n## ").map_or(old.len(), |at| begin + SECTION.len() + at + 1);
+    let end =
+        old[begin + SECTION.len()..].find("\n## ").map_or(old.len(), |at| begin + SECTION.len() + at + 1);
     // What stands before the first table is written by hand.
     let intro = old[begin..end].find("\n### ").map_or(&old[begin..end], |at| &old[begin..=begin + at]);
     let new = format!("{}{}\n\n{}\n{}", &old[..begin], intro.trim_end(), text.trim_end(), &old[end..]);

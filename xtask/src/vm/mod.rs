@@ -175,7 +175,12 @@ impl Programs {
             check(Command::new("objcopy").arg("--strip-debug").arg(built.join(name)).arg(&place))?;
             Ok(place)
         };
-        Ok(Self { init: strip("guest-init")?, leaktrace: strip("leaktrace")?, tests: strip(TESTS)?, eval: strip(EVAL)? })
+        Ok(Self {
+            init: strip("guest-init")?,
+            leaktrace: strip("leaktrace")?,
+            tests: strip(TESTS)?,
+            eval: strip(EVAL)?,
+        })
     }
 }
 

@@ -112,7 +112,8 @@ fn blind_spots(
         spot("/proc/kpageflags", &effect, Vec::new());
     }
     if let Some(error) = look_error {
-        let effect = format!("{error}: whether survivors are on lists could not be seen, so none is called a leak");
+        let effect =
+            format!("{error}: whether survivors are on lists could not be seen, so none is called a leak");
         spot("objects in memory", &effect, Vec::new());
     }
     if let Some(error) = &snapshot.processes_error {

@@ -37,7 +37,8 @@ pub(super) fn finding(
         .collect();
     let call_site = call_site(site, surroundings);
     let responsible = responsible(site, &call_site, surroundings);
-    let frames = || std::iter::once(&call_site).chain(stacks.first().into_iter().flat_map(|stack| &stack.frames));
+    let frames =
+        || std::iter::once(&call_site).chain(stacks.first().into_iter().flat_map(|stack| &stack.frames));
     let in_module = frames().find(|frame| frame.module.is_some()).cloned();
     let module = match &in_module {
         Some(frame) => frame.module.clone().unwrap_or_default(),

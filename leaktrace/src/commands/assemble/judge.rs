@@ -32,6 +32,20 @@ pub(in crate::commands) struct Judged<'a> {
     pub(super) module: Option<String>,
 }
 
+/// What the stacks of a site say.
+struct People {
+    /// In whose name it allocates.
+    context: Context,
+    /// The innermost module of the first stack.
+    module: Option<String>,
+    /// Whether that module's code is responsible, or near what is. Far out on the stack of received packets
+    /// there is always some network driver.
+    responsible: bool,
+}
+
+/// Frames between the responsible one and a module's that still make it the module's allocation.
+const NEAR: usize = 4;
+
 /// Everything that was concluded.
 pub(in crate::commands) struct Judgement<'a> {
     /// Sites, the likeliest leak first.
@@ -74,7 +88,7 @@ pub(in crate::commands) fn judge<'a>(
         .map(|(index, site)| {
             let doubt = doubt(site, &checks, &missing, surroundings);
             let check = checks.get(&site.cache).map(|(_, check)| *check);
-            let (context, module) = people(site, surroundings);
+            let People { context, module, responsible } = people(site, surroundings);
             let allocators = Allocators {
                 context,
                 alive: site.alive,
@@ -86,7 +100,11 @@ pub(in crate::commands) fn judge<'a>(
                 .is_some_and(|(traced, _)| verdict::replaces(site.live, traced.net(), traced.unknown_freed));
             evidence.doubted = doubt.is_some();
             evidence.agreement = check.map(|check| check.agreement);
-            evidence.in_module = module.is_some();
+            evidence.in_module = responsible;
+            if responsible {
+                // Of a module's own, the processes are asked for, not names that its cache may have by merging.
+                evidence.holder = evidence.holder.filter(|holder| holder.seconds.is_some());
+            }
             evidence.allocators = allocators;
             evidence.shaken = shaken.map(|before| {
                 let key = (site.site, site.owner.unwrap_or(0));
@@ -124,12 +142,12 @@ impl Judged<'_> {
     }
 }
 
-/// In whose name a site allocates, as most of its stacks say, and the innermost module of the first.
-fn people(site: &SiteRecord, surroundings: &Surroundings) -> (Context, Option<String>) {
+/// Reads a site's stacks.
+fn people(site: &SiteRecord, surroundings: &Surroundings) -> People {
     let places = &surroundings.places;
     let (mut kernel, mut all) = (0, 0);
-    let mut module = places.locate(site.call_site).and_then(|place| place.module).map(str::to_owned);
-    for (nth, stack) in site.stacks.iter().enumerate() {
+    let mut first = None;
+    for stack in &site.stacks {
         let functions: Vec<_> = stack
             .frames
             .iter()
@@ -143,17 +161,27 @@ fn people(site: &SiteRecord, surroundings: &Surroundings) -> (Context, Option<St
         if blame::context(&functions) == Context::Kernel {
             kernel += stack.objects;
         }
-        if nth == 0 && module.is_none() {
-            let mut modules = stack.frames.iter().filter_map(|&address| places.locate(address)?.module);
-            module = modules.next().map(str::to_owned);
-        }
+        first.get_or_insert((stack.frames.as_slice(), functions));
     }
     let context = match (kernel, all) {
         (_, 0) => Context::Unknown,
         (kernel, all) if kernel * 5 > all * 4 => Context::Kernel,
         _ => Context::Process,
     };
-    (context, module)
+    let call_site = [site.call_site];
+    let (frames, functions) = first.unwrap_or((call_site.as_slice(), Vec::new()));
+    let module_of = |address: u64| places.locate(address).and_then(|place| place.module);
+    let at = frames.iter().position(|&address| module_of(address).is_some());
+    let owner = site
+        .owner
+        .and_then(|owner| frames.iter().position(|&frame| frame == owner))
+        .or_else(|| blame::responsible(&functions, &[]))
+        .unwrap_or(0);
+    People {
+        context,
+        module: at.and_then(|at| module_of(frames[at])).map(str::to_owned),
+        responsible: at.is_some_and(|at| at <= owner + NEAR),
+    }
 }
 
 /// Whether something uses a module, as its reference count says: open files, mounts, other modules.

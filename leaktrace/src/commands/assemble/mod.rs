@@ -10,17 +10,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use rustc_hash::FxHashMap;
 
-use super::trace::Surroundings;
 pub(super) use self::judge::{Before, Judgement, before, judge};
 use self::judge::{Checks, Judged};
+use super::trace::Surroundings;
 use crate::{
     cli::TraceArgs,
     report::{
         headline,
         known::Known,
         model::{
-            Amount, Cache, Headline, Machine, MemoryChange, Module, Report, SCHEMA, Shake, ShakenCache, SlabChange,
-            TracedReport, Window, Word,
+            Amount, Cache, Headline, Machine, MemoryChange, Module, Report, SCHEMA, Shake, ShakenCache,
+            SlabChange, TracedReport, Window, Word,
         },
     },
     tracer::Snapshot,

@@ -27,7 +27,8 @@ pub(super) fn evidence(
     words.push(growth(judged));
     if judged.evidence.replaces {
         words.push(
-            "the cache lost older objects meanwhile, whose place these may take: a longer run tells".to_owned(),
+            "the cache lost older objects meanwhile, whose place these may take: a longer run tells"
+                .to_owned(),
         );
     }
     let callers: Vec<_> =

@@ -1,0 +1,162 @@
+//! A report for tests, with one finding of each verdict.
+
+use super::model::{
+    Amount, BlindSpot, Cache, Coverage, Finding, Frame, FreedBy, Growth, Headline, HookReport, Lifetime,
+    LinkageReport, LostReport, Machine, MemoryChange, Module, Object, Overhead, ProgramReport, Report,
+    SCHEMA, SlabChange, Stack, Survivors, Task, TracedReport, Window,
+};
+
+fn frame(symbol: &str, offset: u64, module: Option<&str>) -> Frame {
+    Frame {
+        address: 0xffff_ffff_c000_0000 + offset,
+        symbol: Some(symbol.to_owned()),
+        offset,
+        module: module.map(str::to_owned),
+        ..Frame::default()
+    }
+}
+
+/// A finding of a verdict.
+pub fn finding(verdict: &'static str) -> Finding {
+    let leak = verdict == "leak";
+    let grows = leak || verdict == "suspect";
+    let call_site =
+        if leak { frame("__alloc_skb", 0x5c, None) } else { frame("foo_alloc_ctx", 0x11, Some("foo")) };
+    let responsible = if leak { frame("foo_rx", 0x31, Some("foo")) } else { call_site.clone() };
+    Finding {
+        rank: 1,
+        verdict: verdict.into(),
+        known: false,
+        doubt: None,
+        score: 1_000.0,
+        family: "kmem_cache".into(),
+        cache: "skbuff_head_cache".to_owned(),
+        module: "foo".to_owned(),
+        is_module: true,
+        in_module: Some(responsible.clone()),
+        split: leak,
+        allocated: 5_102,
+        freed: if grows { 0 } else { 4_000 },
+        implicit_frees: 0,
+        live: Amount { objects: 5_102, bytes: 5_102 * 256 },
+        survivors: Survivors { objects: 4_700, bytes: 4_700 * 256, oldest_s: 59.2, error_percent: 0.0 },
+        growth: Growth {
+            bytes_per_s: if grows { 22_300.0 } else { 0.0 },
+            p_value: Some(0.000_01),
+            ticks: 37,
+            shape: if grows { "steady" } else { "plateau" }.into(),
+        },
+        lifetime: Lifetime { p50_us: Some(800.0), p99_us: Some(3_800.0) },
+        freed_by: vec![FreedBy { caller: "foo_remove+0x20 [foo]".to_owned(), percent: 98.0 }],
+        linkage: Some(LinkageReport { looked_at: 48, linked: 0, held: 0, unreadable: 0 }),
+        tasks: vec![
+            Task { comm: "kworker/1:2".to_owned(), pid: 77, objects: 3_000 },
+            Task { comm: "evil\u{1b}[31m".to_owned(), pid: 391, objects: 2_102 },
+        ],
+        stacks: vec![Stack {
+            objects: 5_102,
+            bytes: 5_102 * 256,
+            frames: vec![
+                call_site.clone(),
+                responsible.clone(),
+                frame("process_one_work", 0x1a2, None),
+                frame("worker_thread", 0x99, None),
+                frame("kthread", 0xf8, None),
+            ],
+        }],
+        objects: vec![Object { address: 0xffff_8880_0123_4500, size: 232, age_s: 59.2 }],
+        evidence: vec![
+            "5,102 of 5,102 objects allocated in 60 s are alive, the oldest 59 s old; 4,700 older than 5.0 s"
+                .to_owned(),
+            "grows steadily by 21.8 KiB/s, p < 0.001 over 37 ticks, for 36 s".to_owned(),
+            "objects are normally freed by foo_remove+0x20 [foo] (98 %)".to_owned(),
+            "skbuff_head_cache in /proc/slabinfo changed by +5,120 objects: agrees".to_owned(),
+        ],
+        open: if verdict == "suspect" {
+            vec![
+                "the process that allocated them (evil\u{1b}[31m, 391) still runs, and may hold them"
+                    .to_owned(),
+            ]
+        } else {
+            Vec::new()
+        },
+        settle: if verdict == "suspect" {
+            vec!["end that process while tracing: what stays is leaked".to_owned()]
+        } else {
+            Vec::new()
+        },
+        call_site,
+        responsible,
+    }
+}
+
+/// A report with one finding of this verdict; none for `none`.
+pub fn report(verdict: &'static str) -> Report {
+    let findings = if verdict == "none" { Vec::new() } else { vec![finding(verdict)] };
+    let mut report = Report {
+        schema: SCHEMA.into(),
+        tool_version: "0.1.0".into(),
+        kernel: "6.12.95".to_owned(),
+        machine: Machine { architecture: "x86_64".to_owned(), cpus: 2, memory_kb: 1 << 20 },
+        window: Window {
+            started: "2026-11-25T12:00:00Z".to_owned(),
+            duration_s: 60.0,
+            ticks: 60,
+            scans: 60,
+            min_age_s: 5.0,
+        },
+        headline: Headline::default(),
+        coverage: Coverage {
+            hooks: vec![HookReport {
+                name: "kmalloc".into(),
+                path: "kmalloc".into(),
+                mechanism: "raw_tracepoint".into(),
+                attached: true,
+                error: None,
+            }],
+            blind_spots: vec![BlindSpot {
+                path: "alloc_pages_bulk".to_owned(),
+                effect: "pages allocated in bulk are not seen, and a leak of them neither".to_owned(),
+                caches: Vec::new(),
+            }],
+            lost: LostReport::default(),
+            sampling: 1,
+        },
+        overhead: Overhead {
+            programs: vec![ProgramReport {
+                name: "kmalloc".into(),
+                runs: 1_000,
+                ns_per_run: Some(93.0),
+                recursion_misses: 0,
+            }],
+            cpu_percent: Some(0.4),
+            user_space_cpu_s: 0.3,
+            tables_kb: 41 << 10,
+            max_objects: 131_072,
+            slowest_scan_ms: 3.0,
+            ranking_ms: 1.0,
+        },
+        memory: [("MemAvailable".into(), MemoryChange { before_kb: 800_000, after_kb: 780_000 })].into(),
+        caches: vec![Cache {
+            name: "skbuff_head_cache".to_owned(),
+            aliases: Vec::new(),
+            object_size: 256,
+            slabinfo: Some(SlabChange { before: 100, after: 5_220 }),
+            traced: TracedReport { allocated: 5_102, freed: 0, unknown_freed: 0, live: 5_102, net: 5_102 },
+            agreement: "agrees".into(),
+            tolerance: 128,
+        }],
+        findings,
+        modules: vec![Module {
+            name: "foo".to_owned(),
+            findings: 1,
+            live_bytes: 5_102 * 256,
+            survivor_bytes: 4_700 * 256,
+            bytes_per_s: 22_300.0,
+        }],
+        unloads: Vec::new(),
+        shake: None,
+    };
+    report.headline = super::headline::headline(&report);
+    report
+}
