@@ -90,7 +90,7 @@ pub fn tar(stop: &AtomicBool) {
             .stderr(Stdio::null())
             .spawn();
         let Ok(mut child) = child else { return };
-        let mut buffer = [0; 1 << 16];
+        let mut buffer = vec![0; 1 << 16];
         if let Some(mut out) = child.stdout.take() {
             while !stop.load(Relaxed) && out.read(&mut buffer).is_ok_and(|read| read > 0) {}
         }
@@ -116,7 +116,7 @@ pub fn page_cache(stop: &AtomicBool) {
     }
 }
 
-/// Connections that are opened, used and closed: each leaves one in TIME_WAIT for a minute.
+/// Connections that are opened, used and closed: each leaves one in `TIME_WAIT` for a minute.
 pub fn connections(stop: &AtomicBool) {
     let Ok(listener) = TcpListener::bind("127.0.0.1:0") else { return };
     let Ok(address) = listener.local_addr() else { return };

@@ -85,6 +85,8 @@ pub struct Evidence {
     pub missed: u64,
     /// What /proc/slabinfo says to the cache, where it was asked.
     pub agreement: Option<Agreement>,
+    /// By how many objects the cache grew in /proc/slabinfo, likewise.
+    pub cache_grew: Option<i64>,
     /// Whether the culprit is a loadable module.
     pub in_module: bool,
     /// Who allocated.
@@ -170,11 +172,17 @@ impl Evidence {
         }
         Some(if self.went_away() || self.reclaimable {
             Verdict::Cache
-        } else if grows && !self.replaces && self.survivors >= FEWEST_SUSPECT {
+        } else if grows && (!self.replaces || self.is_confirmed()) && self.survivors >= FEWEST_SUSPECT {
             Verdict::Suspect
         } else {
             Verdict::Plateau
         })
+    }
+
+    /// Whether /proc/slabinfo shows that at least half of the live objects are there.
+    fn is_confirmed(&self) -> bool {
+        matches!(self.agreement, Some(Agreement::Agrees | Agreement::MoreInSlabinfo))
+            && self.cache_grew.is_some_and(|grew| grew * 2 >= self.live as i64)
     }
 
     /// Whether shaking caches freed most of them.
@@ -195,8 +203,8 @@ impl Evidence {
                 open.push(what);
             }
         };
-        // Of every other free that was missed, the object looks alive.
-        say(self.doubted || self.missed * 10 > self.seen, Open::FreesUnseen);
+        // Whose free was missed looks alive, unless the cache itself has grown by as many.
+        say(self.doubted || (self.missed * 10 > self.seen && !self.is_confirmed()), Open::FreesUnseen);
         say(matches!(self.agreement, Some(Agreement::Contradicts | Agreement::Partly)), Open::Contradicted);
         say(self.linkage.is_some_and(|linkage| linkage.is_loose() == Some(false)), Open::Linked);
         let looked = self.linkage.and_then(|linkage| linkage.is_loose()).is_some();

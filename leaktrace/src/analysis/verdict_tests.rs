@@ -19,6 +19,7 @@ fn leak() -> Evidence {
         doubted: false,
         missed: 0,
         agreement: Some(Agreement::Agrees),
+        cache_grew: Some(0),
         in_module: true,
         allocators: Allocators { context: Context::Kernel, alive: 0.0, module_in_use: Some(true) },
         holder: None,
@@ -81,6 +82,9 @@ fn each_thing_that_is_open_makes_a_suspect() {
     ] {
         assert_eq!((evidence.open(), evidence.verdict()), (vec![open], Verdict::Suspect));
     }
+    // Frees were missed, but the cache grew by as much; nothing was replaced, then, either.
+    let confirmed = Evidence { missed: 600, replaces: true, cache_grew: Some(5_050), ..leak() };
+    assert_eq!(confirmed.verdict(), Verdict::Leak);
     // Nothing of the module is in use, so no process holds anything of it.
     let unused = Allocators { module_in_use: Some(false), ..process };
     assert_eq!(Evidence { allocators: unused, ..leak() }.verdict(), Verdict::Leak);
@@ -178,6 +182,7 @@ proptest! {
     fn what_is_open_is_no_leak(evidence in any_evidence()) {
         if evidence.verdict() == Verdict::Leak {
             prop_assert!(!evidence.doubted && !evidence.reclaimable && !evidence.replaces);
+            prop_assert!(evidence.cache_grew == Some(0), "not confirmed by the cache");
             prop_assert!(evidence.agreement == Some(Agreement::Agrees));
             prop_assert!(evidence.growth.shape.grows() && evidence.growth.ticks >= FEWEST_TICKS);
             prop_assert!(!evidence.can_be_linked || evidence.linkage.unwrap().is_loose() == Some(true));

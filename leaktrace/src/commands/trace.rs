@@ -145,9 +145,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     };
     let mut judging = Judging::new(args, baseline.as_ref());
     let shaken = runtime.block_on(watch(&mut tracer, &filter, &stop, &mut surroundings, &mut judging))?;
+    // What is freed while programs are detached one by one is not seen, so /proc is read before.
+    surroundings.refresh(root);
     tracer.detach()?;
     let snapshot = tracer.snapshot()?;
-    surroundings.refresh(root);
     let begun = Instant::now();
     let look = |snapshot: &Snapshot, which: &[usize]| tracer.linkage(snapshot, which);
     let judgement = assemble::judge(&snapshot, &surroundings, shaken.as_ref(), &look);

@@ -270,6 +270,7 @@ impl Tracer {
         self.meter.end();
         let last =
             snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() };
+        self.sites.freeze_unknown_frees();
         self.programs.detach(&mut self.ebpf)?;
         self.last = Some(last);
         Ok(())

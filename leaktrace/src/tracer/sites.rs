@@ -91,6 +91,8 @@ pub struct SiteTable {
     attribute: Arc<dyn Attribute>,
     /// Call site, and first site of the same one, of those sites whose events do not say it.
     located: FxHashMap<usize, (u64, usize)>,
+    /// Frees of unknown objects when the programs were about to be detached.
+    frozen: Option<FxHashMap<usize, u64>>,
     /// The first site of each call site, family and size.
     firsts: FxHashMap<(u64, u32, u32, u64), usize>,
 }
@@ -110,6 +112,7 @@ impl SiteTable {
             shift: 0,
             attribute,
             located: FxHashMap::default(),
+            frozen: None,
             firsts: FxHashMap::default(),
         }
     }
@@ -258,10 +261,20 @@ impl SiteTable {
         }
     }
 
+    /// Ends counting them, for the same reason: programs are detached one by one, too.
+    pub fn freeze_unknown_frees(&mut self) {
+        let sums = self.sums().into_iter().filter(|(_, family, _)| *family == FAMILY_UNKNOWN_FREE);
+        self.frozen = Some(sums.map(|(index, _, sum)| (index, sum.freed)).collect());
+    }
+
     /// Frees of objects that were not tracked, scaled to all addresses.
     pub fn unknown_frees(&self, site: usize, sum: &Sum) -> u64 {
+        let freed = match &self.frozen {
+            Some(frozen) => frozen.get(&site).copied().unwrap_or(0),
+            None => sum.freed,
+        };
         let before = self.memory.get(&site).map_or((0.0, 0), |memory| memory.unknown);
-        scaled(before, sum.freed, self.shift).round() as u64
+        scaled(before, freed, self.shift).round() as u64
     }
 
     /// Scales `part` of the `tracked_live` objects of a site to all of them.

@@ -97,7 +97,8 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
             offline,
             programs,
             accelerator: "tcg",
-            memory: 1_024,
+            // Leaks of each scenario add up.
+            memory: 2_048,
             limit: Duration::from_mins(90),
             driver_parameters: "",
             files: &[],

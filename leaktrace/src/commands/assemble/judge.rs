@@ -100,6 +100,7 @@ pub(in crate::commands) fn judge<'a>(
                 .is_some_and(|(traced, _)| verdict::replaces(site.live, traced.net(), traced.unknown_freed));
             evidence.doubted = doubt.is_some();
             evidence.agreement = check.map(|check| check.agreement);
+            evidence.cache_grew = check.and_then(|check| check.change);
             evidence.in_module = responsible;
             if responsible {
                 // Of a module's own, the processes are asked for, not names that its cache may have by merging.
@@ -248,6 +249,7 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
         doubted: false,
         missed: missed_frees(snapshot, site.family),
         agreement: None,
+        cache_grew: None,
         in_module: false,
         allocators: Allocators { context: Context::Unknown, alive: 1.0, module_in_use: None },
         holder: (site.family == "kmem_cache").then(|| holders::holder(&site.cache)).flatten(),
