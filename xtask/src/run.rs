@@ -114,22 +114,24 @@ pub(crate) fn leaktrace(offline: bool, args: &[String]) -> Result<ExitCode> {
     exit_status(as_root(&binary)?.args(args))
 }
 
+/// Builds one of the programs in tests, optimised; returns it.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn build_of_tests(offline: bool, name: &str) -> Result<PathBuf> {
+    let package = ["build", "--quiet", "--release", "--package", "leaktrace-tests", "--bin", name];
+    check(cargo(offline).args(package))?;
+    Ok(target().join("release").join(name))
+}
+
 /// Runs the benchmark as root.
 ///
 /// # Errors
 /// When it cannot be built or run.
 pub(crate) fn bench(offline: bool, args: &[String]) -> Result<ExitCode> {
     let leaktrace = build(offline)?;
-    check(cargo(offline).args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "leaktrace-tests",
-        "--bin",
-        "bench",
-    ]))?;
-    exit_status(as_root(target().join("release/bench"))?.arg("--leaktrace").arg(leaktrace).args(args))
+    let bench = build_of_tests(offline, "bench")?;
+    exit_status(as_root(bench)?.arg("--leaktrace").arg(leaktrace).args(args))
 }
 
 /// Runs a command, and passes its exit status on.

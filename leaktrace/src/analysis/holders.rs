@@ -14,7 +14,7 @@ const BY_PROCESS: &str = "by the processes that use them, until these end";
 /// Beginnings of cache names, and who holds such objects. Sources: `include/net/tcp.h`
 /// (`TCP_TIMEWAIT_LEN`), `net/netfilter/nf_conntrack_proto_tcp.c`, `net/ipv4/inetpeer.c`,
 /// `fs/file_table.c`, `kernel/fork.c`, `fs/kernfs/mount.c`, `fs/namespace.c`.
-const HOLDERS: [(&str, &str, Option<f64>); 38] = [
+const HOLDERS: [(&str, &str, Option<f64>); 39] = [
     ("tw_sock_", "by TIME_WAIT for 60 s after a connection ends", Some(60.0)),
     ("request_sock_", "until a connection is set up or given up, 63 s", Some(63.0)),
     (
@@ -39,6 +39,7 @@ const HOLDERS: [(&str, &str, Option<f64>); 38] = [
     ("fs_cache", BY_PROCESS, None),
     ("cred_jar", BY_PROCESS, None),
     ("lsm_file_cache", BY_PROCESS, None),
+    ("lsm_inode_cache", "by inodes, which are dropped when memory is short", None),
     ("pid", BY_PROCESS, None),
     ("sock_inode_cache", BY_PROCESS, None),
     ("TCP", BY_PROCESS, None),

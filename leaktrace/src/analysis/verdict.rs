@@ -142,7 +142,7 @@ pub const FEWEST_TICKS: usize = 10;
 /// Seconds of growth that a leak takes.
 const SUSTAINED_S: f64 = 10.0;
 /// The same for the kernel itself.
-const CORE_SUSTAINED_S: f64 = 90.0;
+const CORE_SUSTAINED_S: f64 = 150.0;
 /// Chance of growing like that without a trend, at most: of a suspect, and of a leak. There are
 /// some hundred sites in a trace.
 const SUSPECT_P: f64 = 0.01;

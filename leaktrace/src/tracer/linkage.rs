@@ -1,7 +1,7 @@
 //! Looks at survivors in memory: who in them points to whom, and who points back.
 
 use anyhow::{Result, anyhow};
-use leaktrace_common::{FAMILY_PAGE, FAMILY_PERCPU, FAMILY_VMALLOC, FRAGMENT};
+use leaktrace_common::{FAMILY_PAGE, FAMILY_PERCPU, FAMILY_VMALLOC, FRAGMENT, Payload};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
@@ -18,10 +18,16 @@ const MOST_POINTERS: usize = 96;
 /// Bytes before the place that is pointed to that are looked at, too: the pointer back need not lie
 /// behind it.
 const BEFORE: u64 = 56;
-/// Other traced objects that are looked at for pointers to survivors.
-const MOST_HOLDERS: usize = 20_000;
-/// Bytes that are read of each.
-const HOLDER_BYTES: u64 = 2 * PEEK_BYTES;
+/// What holds an object is mostly allocated with it: so near in time, which is that of a timer tick, other traced
+/// objects are looked at for pointers to survivors.
+const NEAR_NS: u64 = 12_000_000;
+/// So many of them at most; if there are more, fewer survivors are looked at.
+const MOST_HOLDERS: usize = 40_000;
+/// Bytes that are read of each, and how many are read at a time.
+const HOLDER_BYTES: u64 = 2_048;
+const HOLDERS_AT_A_TIME: usize = 1_024;
+/// Survivors of each site that are looked at, in the order in which it is tried.
+const EACH: [usize; 3] = [24, 12, 6];
 /// Holders of one survivor that are looked at themselves.
 const HOLDERS_EACH: usize = 3;
 
@@ -43,6 +49,7 @@ struct Subject {
     /// The part of that which may be read: not of vmalloc areas, which may be a device's registers.
     reads: Vec<Span>,
     words: Vec<u64>,
+    time_ns: u64,
     unreadable: bool,
     linked: bool,
     held: bool,
@@ -67,7 +74,7 @@ pub(super) fn look(tracer: &Tracer, snapshot: &Snapshot, which: &[usize]) -> Res
     }
     let memory = vec![Span::new(direct_map + LOW_MEMORY, DIRECT_MAP), Span::new(first_page, PAGES), IMAGE];
     let page_struct = u64::from(tracer.page_struct.max(1));
-    let subject = |family: &str, object: &LiveObject, size: u32| {
+    let subject = |family: &str, object: &LiveObject, size: u32| -> (Vec<Span>, Vec<Span>) {
         let size = u64::from(if size == 0 { object.size & !FRAGMENT } else { size });
         let whole = Span::new(object.address, size);
         match family {
@@ -75,25 +82,39 @@ pub(super) fn look(tracer: &Tracer, snapshot: &Snapshot, which: &[usize]) -> Res
                 let frame = object.address.saturating_sub(first_page) / page_struct;
                 let page = Span::new(object.address, page_struct);
                 let data = Span::new(direct_map + frame * 4_096, u64::from(object.size & !FRAGMENT));
-                Subject { spans: vec![page, data], reads: vec![page, data], ..Subject::default() }
+                (vec![page, data], vec![page, data])
             }
-            "vmalloc" | "percpu" => Subject { spans: vec![whole], ..Subject::default() },
-            _ => Subject { spans: vec![whole], reads: vec![whole], ..Subject::default() },
+            "vmalloc" | "percpu" => (vec![whole], Vec::new()),
+            _ => (vec![whole], vec![whole]),
         }
+    };
+    let subject = |family: &str, object: &LiveObject, size: u32| {
+        let (spans, reads) = subject(family, object, size);
+        Subject { spans, reads, time_ns: object.time_ns, ..Subject::default() }
     };
     let mut subjects: Vec<Subject> = Vec::new();
     let mut ranges = Vec::with_capacity(which.len());
-    for &index in which {
-        let record = &snapshot.sites[index];
-        let begin = subjects.len();
-        let size = if record.is_slab { record.object_size } else { 0 };
-        subjects.extend(record.samples.iter().map(|object| subject(record.family, object, size)));
-        ranges.push(begin..subjects.len());
+    let mut holders = Vec::new();
+    for each in EACH {
+        subjects.clear();
+        ranges.clear();
+        for &index in which {
+            let record = &snapshot.sites[index];
+            let begin = subjects.len();
+            let size = if record.is_slab { record.object_size } else { 0 };
+            let samples = record.samples.iter().take(each);
+            subjects.extend(samples.map(|object| subject(record.family, object, size)));
+            ranges.push(begin..subjects.len());
+        }
+        holders = others(tracer, &subjects)?;
+        if holders.len() < MOST_HOLDERS {
+            break;
+        }
     }
     let look = Look { peeker, memory };
     look.fill(&mut subjects, OBJECT_BYTES)?;
     look.link(&mut subjects)?;
-    look.find_holders(tracer, &mut subjects)?;
+    look.find_holders(&holders, &mut subjects)?;
     Ok(ranges
         .into_iter()
         .map(|range| {
@@ -165,7 +186,7 @@ impl Look<'_> {
     }
 
     /// Looks for traced objects that point to survivors and are linked themselves.
-    fn find_holders(&self, tracer: &Tracer, subjects: &mut [Subject]) -> Result<()> {
+    fn find_holders(&self, holders: &[Span], subjects: &mut [Subject]) -> Result<()> {
         let mut spans: Vec<(Span, usize)> = Vec::new();
         for (index, subject) in subjects.iter().enumerate().filter(|(_, subject)| !subject.linked) {
             spans.extend(subject.spans.iter().map(|span| (*span, index)));
@@ -179,53 +200,57 @@ impl Look<'_> {
             let at = spans.partition_point(|(span, _)| span.start <= address);
             at.checked_sub(1).map(|at| spans[at]).filter(|(span, _)| span.contains(address))
         };
-        let mut holders: Vec<Subject> = Self::others(tracer)?;
-        self.fill(&mut holders, HOLDER_BYTES)?;
         let mut held_by: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
-        for (holder, subject) in holders.iter().enumerate() {
-            let targets: FxHashSet<usize> = subject
-                .words
-                .iter()
-                .filter_map(|&word| pointed_to(word))
-                .filter(|(span, _)| !subject.spans.contains(span))
-                .map(|(_, index)| index)
-                .collect();
-            for target in targets {
-                let list = held_by.entry(target).or_default();
-                if list.len() < HOLDERS_EACH {
-                    list.push(holder);
+        let mut those: Vec<Subject> = Vec::new();
+        // Not all of them at once: their memory is copied.
+        for some in holders.chunks(HOLDERS_AT_A_TIME) {
+            let whole =
+                |span: &Span| Subject { spans: vec![*span], reads: vec![*span], ..Subject::default() };
+            let mut some: Vec<Subject> = some.iter().map(whole).collect();
+            self.fill(&mut some, HOLDER_BYTES)?;
+            for holder in some {
+                let targets: FxHashSet<usize> = holder
+                    .words
+                    .iter()
+                    .filter_map(|&word| pointed_to(word))
+                    .filter(|(span, _)| !holder.spans.contains(span))
+                    .map(|(_, index)| index)
+                    .filter(|index| held_by.get(index).is_none_or(|list| list.len() < HOLDERS_EACH))
+                    .collect();
+                for &target in &targets {
+                    held_by.entry(target).or_default().push(those.len());
+                }
+                if !targets.is_empty() {
+                    those.push(holder);
                 }
             }
         }
-        let mut wanted: Vec<usize> = held_by.values().flatten().copied().collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        let mut those: Vec<Subject> = wanted.iter().map(|&index| holders[index].clone()).collect();
         self.link(&mut those)?;
         for (target, list) in held_by {
-            let linked = |holder: &usize| wanted.binary_search(holder).is_ok_and(|at| those[at].linked);
-            subjects[target].held = list.iter().any(linked);
+            subjects[target].held = list.iter().any(|&holder| those[holder].linked);
         }
         Ok(())
     }
+}
 
-    /// Traced slab objects that may hold others. What the allocators note of what they give out holds
-    /// nothing: every vmalloc area is in their trees.
-    fn others(tracer: &Tracer) -> Result<Vec<Subject>> {
-        let sites: FxHashMap<u32, u32> = tracer
-            .sites
-            .used()
-            .filter(|(_, site)| !matches!(site.family, FAMILY_PAGE | FAMILY_VMALLOC | FAMILY_PERCPU))
-            .filter(|(_, site)| site.object_size > 8 && !tracer.sites.is_allocators(site))
-            .map(|(index, site)| (index as u32, site.object_size))
-            .collect();
-        let overflow = tracer.overflowed()?;
-        let objects =
-            scan::some_objects(&tracer.live, &overflow, MOST_HOLDERS, |site| sites.contains_key(&site));
-        let subject = |(address, site, _): (u64, u32, u32)| {
-            let span = Span::new(address, u64::from(sites[&site]));
-            Subject { spans: vec![span], reads: vec![span], ..Subject::default() }
-        };
-        Ok(objects.into_iter().map(subject).collect())
-    }
+/// Traced slab objects that were allocated at about the same time as these. What the allocators note of what
+/// they give out holds nothing: every vmalloc area is in their trees.
+fn others(tracer: &Tracer, subjects: &[Subject]) -> Result<Vec<Span>> {
+    let sites: FxHashMap<u32, u32> = tracer
+        .sites
+        .used()
+        .filter(|(_, site)| !matches!(site.family, FAMILY_PAGE | FAMILY_VMALLOC | FAMILY_PERCPU))
+        .filter(|(_, site)| site.object_size > 8 && !tracer.sites.is_allocators(site))
+        .map(|(index, site)| (index as u32, site.object_size))
+        .collect();
+    let mut times: Vec<u64> = subjects.iter().map(|subject| subject.time_ns).collect();
+    times.sort_unstable();
+    let near = |payload: &Payload| {
+        let at = times.partition_point(|&time| time < payload.time_ns.saturating_sub(NEAR_NS));
+        sites.contains_key(&payload.site)
+            && times.get(at).is_some_and(|&time| time <= payload.time_ns.saturating_add(NEAR_NS))
+    };
+    let overflow = tracer.overflowed()?;
+    let objects = scan::some_objects(&tracer.live, &overflow, MOST_HOLDERS, near);
+    Ok(objects.into_iter().map(|(address, site)| Span::new(address, u64::from(sites[&site]))).collect())
 }

@@ -17,7 +17,7 @@ const STACKS_PER_SITE: usize = 16;
 /// Processes reported for one site, likewise.
 const TASKS_PER_SITE: usize = 16;
 /// Survivors of one record that may be looked at.
-const SAMPLES: usize = 48;
+const SAMPLES: usize = 24;
 
 /// Objects of one stack and process.
 pub(super) type Share = (u32, u32, Group);

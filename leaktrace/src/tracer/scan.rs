@@ -11,7 +11,7 @@ use super::mapped::MappedArray;
 /// Objects listed for each site, the oldest ones.
 pub const OBJECTS_PER_SITE: usize = 8;
 /// Survivors of each site that may be looked at in memory: a sample by address.
-const SAMPLES: usize = 48;
+const SAMPLES: usize = 24;
 /// The same of sites that are told apart by their stacks.
 const SPLIT_SAMPLES: usize = 512;
 
@@ -267,18 +267,17 @@ pub fn addresses(
     found
 }
 
-/// At most `limit` objects, the first ones in the order of the table, which is as good as chance; of
-/// each its address, site and size.
+/// At most `limit` objects of those that are wanted: of each its address and site.
 pub fn some_objects(
     table: &MappedArray<Bucket>,
     overflow: &[(u64, Payload)],
     limit: usize,
-    of: impl Fn(u32) -> bool,
-) -> Vec<(u64, u32, u32)> {
+    wanted: impl Fn(&Payload) -> bool,
+) -> Vec<(u64, u32)> {
     let mut found = Vec::new();
     visit(table, overflow, 1, |key, payload| {
-        if found.len() < limit && of(payload.site) {
-            found.push((decode_address(key), payload.site, payload.size));
+        if found.len() < limit && wanted(&payload) {
+            found.push((decode_address(key), payload.site));
         }
     });
     found

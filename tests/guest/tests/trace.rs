@@ -52,10 +52,15 @@ impl Trace {
         Ok(Self { child, stderr, said })
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: kill takes integers only; the process is our child and not waited for.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
     /// Ends it, and reads its report.
     pub fn stop(mut self) -> Result<Report> {
-        // SAFETY: kill takes integers only; the process is our child and not waited for.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        self.signal(libc::SIGTERM);
         let mut text = String::new();
         self.child.stdout.take().context("it is piped")?.read_to_string(&mut text)?;
         let mut said = String::new();

@@ -15,7 +15,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::{EVAL, Guest, Programs, kernels, qemu};
-use crate::run::{as_root, build, cargo, check, target};
+use crate::run::{as_root, build, build_of_tests};
 
 /// Begins a line with an outcome, as `tests/eval` prints it.
 const MARK: &str = "eval: ";
@@ -128,16 +128,7 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
 /// The scenarios that need no driver, on this machine.
 fn here(offline: bool, args: &EvalArgs) -> Result<Vec<Outcome>> {
     let leaktrace = build(offline)?;
-    check(cargo(offline).args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "leaktrace-tests",
-        "--bin",
-        EVAL,
-    ]))?;
-    let mut child = as_root(target().join("release").join(EVAL))?
+    let mut child = as_root(build_of_tests(offline, EVAL)?)?
         .arg("--leaktrace")
         .arg(leaktrace)
         .args(["--only", &args.only, "--innocent", &args.innocent.to_string()])

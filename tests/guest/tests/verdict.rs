@@ -1,0 +1,71 @@
+//! A leak is called one, although the clock is set and the tool is stopped for a while in between.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use leaktrace_tests::driver::{self, Mode};
+
+use super::trace::{Trace, items, owner};
+
+/// Seconds of the trace, and when what happens in it.
+const SECONDS: u64 = 32;
+const CLOCK_SET_S: u64 = 8;
+const STOPPED_S: std::ops::Range<u64> = 13..19;
+/// Objects a second.
+const RATE: u64 = 20;
+
+/// Sets the clock an hour on.
+fn set_clock() -> Result<()> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let time = libc::timeval { tv_sec: now.as_secs() as i64 + 3_600, tv_usec: 0 };
+    // SAFETY: a valid pointer.
+    let result = unsafe { libc::settimeofday(&raw const time, std::ptr::null()) };
+    anyhow::ensure!(result == 0, "the clock cannot be set: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// The leak has rank 1, its rate is right, and it is called a leak.
+pub fn test() -> Result<bool> {
+    if !Path::new("/sys/module").join(driver::NAME).exists() {
+        driver::load(0)?;
+    }
+    let trace = Trace::start(&[])?;
+    let begun = Instant::now();
+    for slice in 0..SECONDS * 10 {
+        driver::run("kmalloc", Mode::Leak, RATE / 10)?;
+        driver::run("kmalloc", Mode::Balanced, 20)?;
+        match slice {
+            at if at == CLOCK_SET_S * 10 => set_clock()?,
+            at if at == STOPPED_S.start * 10 => trace.signal(libc::SIGSTOP),
+            at if at == STOPPED_S.end * 10 => trace.signal(libc::SIGCONT),
+            _ => {}
+        }
+        let next = begun + Duration::from_millis(100) * (slice as u32 + 1);
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    let report = trace.stop()?;
+    let first = items(&report.0["findings"]).next().context("there is no finding")?;
+    let function = items(&first["stacks"]).next().and_then(owner).unwrap_or_default();
+    let size =
+        first["live"]["bytes"].as_f64().unwrap_or(0.0) / first["live"]["objects"].as_f64().unwrap_or(1.0);
+    let rate = first["growth"]["bytes_per_s"].as_f64().unwrap_or(0.0) / size;
+    let duration = report.0["window"]["duration_s"].as_f64().unwrap_or(0.0);
+    let right = first["verdict"] == "leak"
+        && function == "kmalloc_leak"
+        && (rate - RATE as f64).abs() < RATE as f64 * 0.1
+        && (duration - SECONDS as f64).abs() < 5.0
+        && report.0["headline"]["verdict"] == "leak";
+    println!(
+        "  {} {function}, {rate:.1} of {RATE} objects a second, in {duration:.0} s: {}{}",
+        first["verdict"],
+        report.0["headline"]["text"],
+        if right { "" } else { "   WRONG" }
+    );
+    if !right {
+        println!("  {}\n  {}", first["evidence"], first["open"]);
+    }
+    Ok(right)
+}
