@@ -145,6 +145,12 @@ pub fn is_bookkeeping(cache: &str) -> bool {
     matches!(cache, "kmemleak_object" | "kmemleak_scan_area")
 }
 
+/// Whether a function notes in slab objects which areas vmalloc has given out (`mm/vmalloc.c`). They are freed some
+/// time after their area, and grow with every leak of one, which tells more.
+pub fn notes_areas(symbol: &str) -> bool {
+    is_one_of(symbol, &["alloc_vmap_area", "get_vm_area_node"])
+}
+
 /// Without what differs between versions.
 fn plain(symbol: &str) -> &str {
     let symbol = symbol.trim_start_matches('_');
@@ -365,6 +371,12 @@ mod tests {
         {
             assert_eq!(Function { symbol, in_module: true }.is_helper(), helper, "{symbol}");
         }
+    }
+
+    #[test]
+    fn notes_of_vmalloc() {
+        assert!(notes_areas("alloc_vmap_area") && notes_areas("__get_vm_area_node.isra.0"));
+        assert!(!notes_areas("__kvmalloc_node_noprof") && !notes_areas("vmalloc_table"));
     }
 
     #[test]

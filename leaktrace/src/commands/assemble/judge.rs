@@ -80,11 +80,13 @@ pub(in crate::commands) fn judge<'a>(
 ) -> Judgement<'a> {
     let checks = check_caches(snapshot, surroundings);
     let missing = missing_frees(snapshot);
+    let areas = snapshot.sites.iter().any(|site| site.family == "vmalloc");
     let mut judged: Vec<Judged<'a>> = snapshot
         .sites
         .iter()
         .enumerate()
         .filter(|(_, site)| !blame::is_bookkeeping(&site.cache))
+        .filter(|(_, site)| !(areas && site.is_slab && notes_areas(site, surroundings)))
         .map(|(index, site)| {
             let doubt = doubt(site, &checks, &missing, surroundings);
             let check = checks.get(&site.cache).map(|(_, check)| *check);
@@ -183,6 +185,11 @@ fn people(site: &SiteRecord, surroundings: &Surroundings) -> People {
         module: at.and_then(|at| module_of(frames[at])).map(str::to_owned),
         responsible: at.is_some_and(|at| at <= owner + NEAR),
     }
+}
+
+/// Whether a site is vmalloc's own notes on areas, which are judged themselves.
+fn notes_areas(site: &SiteRecord, surroundings: &Surroundings) -> bool {
+    surroundings.places.locate(site.call_site).is_some_and(|place| blame::notes_areas(place.symbol))
 }
 
 /// Whether something uses a module, as its reference count says: open files, mounts, other modules.

@@ -152,6 +152,11 @@ fn allocators(judged: &Judged<'_>) -> Option<String> {
     Some(if alive <= 0.0 {
         "no process that was running when they were allocated runs any more, or it was the kernel's own"
             .to_owned()
+    } else if let (Some(false), Some(module)) = (judged.evidence.allocators.module_in_use, &judged.module) {
+        format!(
+            "the processes of {:.0} % of them still run, but nothing uses {module}: its reference count is 0",
+            alive * 100.0
+        )
     } else {
         format!("the processes of {:.0} % of them still run", alive * 100.0)
     })
