@@ -56,6 +56,27 @@ fn only_caches_of_such_a_size_are_recorded() {
     }
 }
 
+#[test]
+fn callers_of_a_function_that_is_called_a_helper_are_told_apart() {
+    let _turn = turn();
+    let report = report_with_pipes(&["--helper", "alloc_pipe_info", "--overhead", "20", "--top", "1000"]);
+    let sites = findings(&report, "alloc_pipe_info");
+    assert_eq!(sites.len(), 2, "{sites:#?}");
+    for site in sites {
+        assert_eq!(site["split"], true);
+        assert_eq!(site["responsible"]["symbol"], "create_pipe_files", "{site:#}");
+        // Of its whole count, although not every object has a stack.
+        within(number(&site["live"]["objects"]), PIPES as f64, 0.02);
+    }
+    let whole = report_with_pipes(&["--top", "1000"]);
+    for site in findings(&whole, "alloc_pipe_info") {
+        assert_eq!(
+            (site["split"] == true, &site["responsible"]["symbol"]),
+            (false, &site["call_site"]["symbol"])
+        );
+    }
+}
+
 /// Objects of a site that have a stack, and the most frames of one.
 fn stacks(site: &Value) -> (f64, usize) {
     let stacks = site["stacks"].as_array().unwrap();

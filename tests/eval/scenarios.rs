@@ -53,31 +53,30 @@ impl Scenario {
 use Load::{Driver, Run};
 use Mode::{Balanced, Leak};
 
-/// Leaks of each family, by the driver's path: 20 objects a second.
-const FAMILIES: [&str; 18] = [
-    "kmalloc",
-    "kmalloc_on_node",
-    "memdup",
-    "large",
-    "krealloc_moved",
-    "cache",
-    "cache_on_node",
-    "typesafe",
-    "rcu_two",
-    "packet",
-    "vmalloc",
-    "percpu",
-    "page",
-    "compound",
-    "alloc_bulk",
-    "softirq",
-    "workqueue",
-    "kthread",
+/// Leaks of each family, 20 objects a second: the driver's path, and its function that allocates.
+const FAMILIES: [(&str, &str); 18] = [
+    ("kmalloc", "kmalloc_leak"),
+    ("kmalloc_on_node", "kmalloc_on_node_leak"),
+    ("memdup", "memdup_leak"),
+    ("large", "large_leak"),
+    ("krealloc_moved", "krealloc_moved_leak"),
+    ("cache", "cache_leak"),
+    ("cache_on_node", "cache_on_node_leak"),
+    ("typesafe", "typesafe_leak"),
+    ("rcu_two", "rcu_two_leak"),
+    ("packet", "packet_leak"),
+    ("vmalloc", "vmalloc_leak"),
+    ("percpu", "percpu_leak"),
+    ("page", "page_leak"),
+    ("compound", "compound_leak"),
+    ("alloc_bulk", "alloc_bulk_leak"),
+    ("softirq", "softirq_work"),
+    ("workqueue", "workqueue_work"),
+    ("kthread", "kthread_work"),
 ];
 
 /// All scenarios.
 pub fn all() -> Vec<Scenario> {
-    let mut all: Vec<Scenario> = FAMILIES.iter().map(|path| family(path)).collect();
     let scenario = |name, truth, loads: Vec<Load>| Scenario {
         name,
         truth,
@@ -85,6 +84,8 @@ pub fn all() -> Vec<Scenario> {
         loads,
         before_s: 0,
     };
+    let family = |&(path, function)| scenario(path, Truth::Leak(function), vec![Driver(path, Leak, 2, 100)]);
+    let mut all: Vec<Scenario> = FAMILIES.iter().map(family).collect();
     let quiet = |name, run: fn(&AtomicBool)| Scenario {
         name,
         truth: Truth::Innocent,
@@ -201,36 +202,4 @@ pub fn all() -> Vec<Scenario> {
             scenario.name.starts_with("pool") || scenario.name.starts_with("objects that live");
     }
     all
-}
-
-/// A leak of one path, 20 objects a second.
-fn family(path: &'static str) -> Scenario {
-    // Functions of contexts do the work in one of their own.
-    let function: &'static str = match path {
-        "softirq" => "softirq_work",
-        "workqueue" => "workqueue_work",
-        "kthread" => "kthread_work",
-        "kmalloc" => "kmalloc_leak",
-        "kmalloc_on_node" => "kmalloc_on_node_leak",
-        "memdup" => "memdup_leak",
-        "large" => "large_leak",
-        "krealloc_moved" => "krealloc_moved_leak",
-        "cache" => "cache_leak",
-        "cache_on_node" => "cache_on_node_leak",
-        "typesafe" => "typesafe_leak",
-        "rcu_two" => "rcu_two_leak",
-        "packet" => "packet_leak",
-        "vmalloc" => "vmalloc_leak",
-        "percpu" => "percpu_leak",
-        "page" => "page_leak",
-        "compound" => "compound_leak",
-        _ => "alloc_bulk_leak",
-    };
-    Scenario {
-        name: path,
-        truth: Truth::Leak(function),
-        loads: vec![Driver(path, Leak, 2, 100)],
-        before_s: 0,
-        driver: true,
-    }
 }

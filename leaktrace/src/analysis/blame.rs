@@ -87,7 +87,7 @@ const INLINE: [&str; 38] = [
 ];
 
 /// Functions that allocate for others.
-const HELPERS: [&str; 23] = [
+const HELPERS: [&str; 28] = [
     "alloc_skb",
     "build_skb",
     "napi_alloc_skb",
@@ -111,7 +111,15 @@ const HELPERS: [&str; 23] = [
     "alloc_skb_with_frags",
     "sock_alloc_send",
     "sock_wmalloc",
+    "d_alloc",
+    "lsm_blob_alloc",
+    "lsm_inode_alloc",
+    "security_inode_alloc",
+    "security_file_alloc",
 ];
+
+/// Each filesystem has a function that allocates its inodes, called so.
+const ALLOCATES_INODES: &str = "_alloc_inode";
 
 /// The kernel's own users of pages: what they take is counted elsewhere, as slab, vmalloc, per-CPU
 /// memory, page tables, or large kmallocs.
@@ -184,7 +192,9 @@ impl Function<'_> {
 
     /// Whether it is part of an allocator, or allocates for others.
     pub fn is_helper(&self) -> bool {
-        self.is_allocator() || (!self.in_module && is_one_of(self.symbol, &HELPERS))
+        self.is_allocator()
+            || (!self.in_module
+                && (is_one_of(self.symbol, &HELPERS) || plain(self.symbol).ends_with(ALLOCATES_INODES)))
     }
 
     /// Its name without what compilers add to parts and copies of functions.
@@ -384,6 +394,7 @@ mod tests {
         for (frames, more, at) in [
             ("kmalloc_reserve __alloc_skb drv_rx[m] drv_poll[m]", "", Some(2)),
             ("__alloc_skb alloc_skb_with_frags sock_alloc_send_pskb unix_dgram_sendmsg", "", Some(3)),
+            ("ext4_alloc_inode alloc_inode new_inode ext4_create", "", Some(3)),
             ("drv_new[m] drv_open[m]", "", Some(0)),
             ("drv_new.constprop.0[m] drv_open[m]", "drv_new", Some(1)),
             ("kmemdup_noprof", "", None),

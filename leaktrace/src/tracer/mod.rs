@@ -183,6 +183,7 @@ impl Tracer {
     /// Names the required hook that the kernel refused.
     pub fn attach(&mut self) -> Result<()> {
         self.programs.attach(&mut self.ebpf)?;
+        self.sites.refresh();
         self.sites.forget_unknown_frees();
         self.started = Instant::now();
         self.last_allocated = (self.started, 0);
@@ -213,6 +214,7 @@ impl Tracer {
     pub fn tick(&mut self) -> Result<Tick> {
         self.ticks += 1;
         self.watch.update(&self.control.read(0));
+        self.sites.refresh();
         self.sites.locate(&self.stacks, self.watch.stays());
         let totals = self.sites.totals();
         self.adjust_stacks(totals.allocated);
@@ -270,6 +272,7 @@ impl Tracer {
         self.meter.end();
         let last =
             snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() };
+        self.sites.refresh();
         self.sites.freeze_unknown_frees();
         self.programs.detach(&mut self.ebpf)?;
         self.last = Some(last);
@@ -282,6 +285,7 @@ impl Tracer {
     /// When the kernel refuses a look.
     pub fn snapshot(&mut self) -> Result<Snapshot> {
         self.watch.update(&self.control.read(0));
+        self.sites.refresh();
         self.sites.locate(&self.stacks, self.watch.stays());
         self.subjects.learn(&self.sites, &*self.attribute, self.watch.stays());
         let last = match self.last.clone() {

@@ -92,6 +92,7 @@ impl Tracer {
         }
         // SAFETY: the control block is mapped; programs only read this word.
         unsafe { (&raw mut (*self.control.at(0)).sample_shift).write_volatile(u64::from(shift)) };
+        self.sites.refresh();
         let sums = self.sites.sums();
         let born_before = monotonic_ns();
         // Room at once; and once more when no program is left that had read the old value.

@@ -89,6 +89,8 @@ pub struct SiteTable {
     /// One address in `2^shift` is tracked.
     shift: u32,
     attribute: Arc<dyn Attribute>,
+    /// Sites in use, by index.
+    in_use: Vec<usize>,
     /// Call site, and first site of the same one, of those sites whose events do not say it.
     located: FxHashMap<usize, (u64, usize)>,
     /// Frees of unknown objects when the programs were about to be detached.
@@ -111,6 +113,7 @@ impl SiteTable {
             memory: FxHashMap::default(),
             shift: 0,
             attribute,
+            in_use: Vec::new(),
             located: FxHashMap::default(),
             frozen: None,
             firsts: FxHashMap::default(),
@@ -182,13 +185,19 @@ impl SiteTable {
         names::family_name(self.sites.read(site).family)
     }
 
-    /// The sites in use; the first slot, for what did not fit, is one when it counted anything.
-    pub fn used(&self) -> impl Iterator<Item = (usize, Site)> + '_ {
-        (0..self.sites.len()).filter_map(|index| {
+    /// Finds the sites that are in use now; the first slot, for what did not fit, always is.
+    pub fn refresh(&mut self) {
+        let ready = |index: &usize| {
             // SAFETY: the index is in range; the flags are one aligned word.
-            let flags = unsafe { (&raw const (*self.sites.at(index)).flags).read_volatile() };
-            (index == 0 || flags & SITE_READY != 0).then(|| (index, self.sites.read(index)))
-        })
+            let flags = unsafe { (&raw const (*self.sites.at(*index)).flags).read_volatile() };
+            *index == 0 || flags & SITE_READY != 0
+        };
+        self.in_use = (0..self.sites.len()).filter(ready).collect();
+    }
+
+    /// The sites that were in use at the last [`SiteTable::refresh`].
+    pub fn used(&self) -> impl Iterator<Item = (usize, Site)> + '_ {
+        self.in_use.iter().map(|&index| (index, self.sites.read(index)))
     }
 
     /// Adds up a site's counters.

@@ -45,6 +45,8 @@ struct People {
 
 /// Frames between the responsible one and a module's that still make it the module's allocation.
 const NEAR: usize = 4;
+/// Stacks, the most frequent ones, that say in whose name a site allocates.
+const STACKS_ASKED: usize = 6;
 
 /// Everything that was concluded.
 pub(in crate::commands) struct Judgement<'a> {
@@ -150,7 +152,9 @@ fn people(site: &SiteRecord, surroundings: &Surroundings) -> People {
     let places = &surroundings.places;
     let (mut kernel, mut all) = (0, 0);
     let mut first = None;
-    for stack in &site.stacks {
+    // Of what does not survive, nobody asks who allocated it.
+    let stacks = if site.survivors > 0 { STACKS_ASKED } else { 1 };
+    for stack in site.stacks.iter().take(stacks) {
         let functions: Vec<_> = stack
             .frames
             .iter()
