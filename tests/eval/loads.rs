@@ -243,14 +243,24 @@ pub fn handles(stop: &AtomicBool) {
     }
 }
 
-/// The driver's pool, filled in twelve seconds.
-pub fn fill_pool(stop: &AtomicBool) {
+/// Fills the driver's pool by so many objects a second up to so many.
+fn fill(stop: &AtomicBool, per_s: u64, most: u64) {
     let begun = Instant::now();
     while !stop.load(Relaxed) {
-        let target = (begun.elapsed().as_millis() as u64 / 4).min(3_000);
+        let target = (begun.elapsed().as_millis() as u64 * per_s / 1_000).min(most);
         let _ = driver::run("pool", Mode::Balanced, target);
         pause(50);
     }
+}
+
+/// The driver's pool, filled in twelve seconds.
+pub fn fill_pool(stop: &AtomicBool) {
+    fill(stop, 250, 3_000);
+}
+
+/// The same, filled in more than a minute: only what points to its objects tells that nothing is lost.
+pub fn fill_pool_slowly(stop: &AtomicBool) {
+    fill(stop, 40, 4_000);
 }
 
 /// The driver's objects that live for half a minute, 40 a second.

@@ -53,7 +53,7 @@ impl Scenario {
 use Load::{Driver, Run};
 use Mode::{Balanced, Leak};
 
-/// Leaks of each family, 20 objects a second: the driver's path, and its function that allocates.
+/// Leaks of each family, 10 objects a second: the driver's path, and its function that allocates.
 const FAMILIES: [(&str, &str); 18] = [
     ("kmalloc", "kmalloc_leak"),
     ("kmalloc_on_node", "kmalloc_on_node_leak"),
@@ -84,7 +84,7 @@ pub fn all() -> Vec<Scenario> {
         loads,
         before_s: 0,
     };
-    let family = |&(path, function)| scenario(path, Truth::Leak(function), vec![Driver(path, Leak, 2, 100)]);
+    let family = |&(path, function)| scenario(path, Truth::Leak(function), vec![Driver(path, Leak, 1, 100)]);
     let mut all: Vec<Scenario> = FAMILIES.iter().map(family).collect();
     let quiet = |name, run: fn(&AtomicBool)| Scenario {
         name,
@@ -172,6 +172,11 @@ pub fn all() -> Vec<Scenario> {
             vec![Driver("packet", Balanced, 1_000, 50), Driver("napi", Balanced, 1_000, 50)],
         ),
         scenario("pool that fills up in 12 s", Truth::Innocent, vec![Run(loads::fill_pool)]),
+        scenario(
+            "pool that fills up for as long as one looks",
+            Truth::Innocent,
+            vec![Run(loads::fill_pool_slowly)],
+        ),
         scenario("objects that live for 30 s, from now on", Truth::Innocent, vec![Run(loads::slow_objects)]),
         Scenario {
             before_s: 35,

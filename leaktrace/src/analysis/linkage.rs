@@ -4,6 +4,10 @@
 //! This is no proof: an array may hold an object that knows nothing of it, and a structure may be
 //! lost as a whole. So it only ever takes a verdict back.
 
+use std::{cmp::Reverse, hash::Hash};
+
+use rustc_hash::FxHashMap;
+
 /// Memory from `start` up to `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -33,22 +37,40 @@ pub fn address_in(word: u64) -> u64 {
     word & !TAGS
 }
 
-/// The pointers in an object that lead out of it into `readable` memory, each once.
-pub fn pointers_out(words: &[u64], object: &[Span], readable: &[Span]) -> Vec<u64> {
-    let mut out: Vec<u64> = words
+/// Where an address lies in an object of one or two spans: the offset, and in its upper half the span.
+pub fn offset_in(address: u64, object: &[Span]) -> Option<u64> {
+    object
         .iter()
-        .map(|&word| address_in(word))
-        .filter(|&address| readable.iter().any(|span| span.contains(address)))
-        .filter(|&address| !object.iter().any(|span| span.contains(address)))
-        .collect();
-    out.sort_unstable();
-    out.dedup();
-    out
+        .position(|span| span.contains(address))
+        .map(|index| (index as u64) << 32 | (address - object[index].start))
 }
 
-/// Whether one of the words points into the object.
-pub fn points_into(words: &[u64], object: &[Span]) -> bool {
-    words.iter().any(|&word| object.iter().any(|span| span.contains(address_in(word))))
+/// The pointers in an object, given as offsets and words, that lead out of it into `readable` memory: their offsets
+/// and addresses.
+pub fn pointers_out(words: &[(u64, u64)], object: &[Span], readable: &[Span]) -> Vec<(u64, u64)> {
+    words
+        .iter()
+        .map(|&(offset, word)| (offset, address_in(word)))
+        .filter(|&(_, address)| readable.iter().any(|span| span.contains(address)))
+        .filter(|&(_, address)| offset_in(address, object).is_none())
+        .collect()
+}
+
+/// What most of the objects have in common, of what each has; each counts once.
+///
+/// A structure has its links at the same place in all its elements. Memory that was used for something else before
+/// has old links that may still be answered, but wherever they happen to lie.
+pub fn in_common<K: Copy + Eq + Hash + Ord>(of: &[&[K]]) -> Option<K> {
+    let mut counts: FxHashMap<K, usize> = FxHashMap::default();
+    for has in of {
+        let mut has = has.to_vec();
+        has.sort_unstable();
+        has.dedup();
+        for key in has {
+            *counts.entry(key).or_default() += 1;
+        }
+    }
+    counts.into_iter().max_by_key(|&(key, count)| (count, Reverse(key))).map(|(key, _)| key)
 }
 
 /// What was found of a sample of one site's survivors.
@@ -58,7 +80,7 @@ pub struct Linkage {
     pub looked_at: u64,
     /// Those of them that a neighbour points back to.
     pub linked: u64,
-    /// Those that another traced object points to which is linked itself.
+    /// Others that are pointed to by data of the kernel or its modules, or by a traced object that is linked.
     pub held: u64,
     /// Survivors whose memory could not be read.
     pub unreadable: u64,
@@ -91,19 +113,20 @@ mod tests {
 
     #[test]
     fn only_pointers_to_elsewhere_count() {
-        let object = [Span::new(0xffff_8880_0000_1000, 64)];
-        // An empty list head, a number, a user's address, a red-black parent with its colour, twice.
-        let words = [
-            0xffff_8880_0000_1008,
-            0xffff_8880_0000_1008,
-            42,
-            0x7fff_0000_1000,
-            0xffff_8880_0000_2001,
-            0xffff_8880_0000_2000,
-        ];
-        assert_eq!(pointers_out(&words, &object, &RAM), [0xffff_8880_0000_2000]);
-        assert!(points_into(&words, &object));
-        assert!(!points_into(&words[2..], &object));
+        let object = [Span::new(0xffff_8880_0000_1000, 64), Span::new(0xffff_8880_0000_9000, 64)];
+        // An empty list head, a number, a user's address, a red-black parent with its colour.
+        let words = [0xffff_8880_0000_1008, 42, 0x7fff_0000_1000, 0xffff_8880_0000_2001];
+        let words: Vec<(u64, u64)> = (0..).step_by(8).zip(words).collect();
+        assert_eq!(pointers_out(&words, &object, &RAM), [(24, 0xffff_8880_0000_2000)]);
+        assert_eq!(offset_in(0xffff_8880_0000_1008, &object), Some(8));
+        assert_eq!(offset_in(0xffff_8880_0000_9010, &object), Some(1 << 32 | 16));
+        assert_eq!(offset_in(0xffff_8880_0000_2000, &object), None);
+    }
+
+    #[test]
+    fn what_lies_anywhere_is_not_in_common() {
+        assert_eq!(in_common(&[&[(8, 8), (40, 3)], &[(8, 8), (8, 8)], &[(16, 8)]]), Some((8, 8)));
+        assert_eq!(in_common::<u64>(&[&[], &[]]), None);
     }
 
     #[test]
@@ -120,17 +143,19 @@ mod tests {
         #[test]
         fn neighbours_find_each_other(at in 0_u64..1_000, offset in 0_u64..8, noise in prop::collection::vec(any::<u32>(), 8)) {
             let address = |index: u64| RAM[0].start + (at + index) * 64;
-            let words = |previous: u64, next: u64| {
+            let words = |previous: u64, next: u64| -> Vec<(u64, u64)> {
                 let mut words: Vec<u64> = noise.iter().map(|&word| u64::from(word)).collect();
                 words[offset as usize] = address(next) + offset * 8;
                 words[(offset as usize + 1) % 8] = address(previous) + offset * 8;
-                words
+                (0..).step_by(8).zip(words).collect()
             };
             let middle = [Span::new(address(1), 64)];
             let out = pointers_out(&words(0, 2), &middle, &RAM);
             prop_assert_eq!(out.len(), 2);
-            prop_assert!(points_into(&words(1, 3), &middle));
-            prop_assert!(!points_into(&words(2, 4), &middle));
+            prop_assert!(out.contains(&(offset * 8, address(2) + offset * 8)));
+            let answers = |words: Vec<(u64, u64)>| words.iter().any(|&(_, word)| offset_in(word, &middle).is_some());
+            prop_assert!(answers(words(1, 3)));
+            prop_assert!(!answers(words(2, 4)));
         }
     }
 }

@@ -255,6 +255,12 @@ pub fn by_rank(a: &Evidence, b: &Evidence) -> Ordering {
         .then_with(|| bytes(b).cmp(&bytes(a)))
 }
 
+/// Seconds of tracing before which nothing can be a leak: survivors have to come of age, and of their growth the first
+/// third is not looked at, and neither is the first tenth of the rest.
+pub fn soonest(min_age_s: f64) -> f64 {
+    min_age_s + SUSTAINED_S * 1.5 / 0.9
+}
+
 /// The slowest leak that would have been seen, in objects per second: fewer survivors than that are
 /// suspected nowhere. `None` when the window is too short to see any.
 pub fn detection_floor(window_s: f64, min_age_s: f64, sampling: u64) -> Option<f64> {

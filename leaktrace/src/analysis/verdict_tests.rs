@@ -120,6 +120,19 @@ fn a_small_leak_ranks_above_everything_else() {
 }
 
 #[test]
+fn nothing_is_certain_sooner() {
+    let survivors = |seconds: f64| -> Vec<(f64, f64)> {
+        (0..=seconds as u32).map(|t| (f64::from(t), (f64::from(t) - 5.0).max(0.0) * 10.0)).collect()
+    };
+    let judged = |seconds| {
+        let growth = crate::analysis::growth::measure(&survivors(seconds));
+        Evidence { growth, ..leak() }.verdict()
+    };
+    assert_eq!(judged(soonest(5.0) - 2.0), Verdict::Suspect);
+    assert_eq!(judged(soonest(5.0) + 2.0), Verdict::Leak);
+}
+
+#[test]
 fn floors_and_errors() {
     let floor = detection_floor(60.0, 5.0, 1).unwrap();
     assert!(floor > 0.1 && floor < 0.2, "{floor}");

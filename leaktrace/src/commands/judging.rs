@@ -14,16 +14,14 @@ use super::{
     trace::Surroundings,
 };
 use crate::{
-    analysis::verdict::Verdict,
+    analysis::verdict::{self, Verdict},
     cli::{FailOn, TraceArgs},
     report::{known::Known, model::Report},
     tracer::{Snapshot, Tracer},
 };
 
-/// No leak is certain sooner.
-const SOONEST: Duration = Duration::from_secs(12);
 /// Judging takes this share of a core at most.
-const SHARE: u32 = 20;
+const SHARE: u32 = 8;
 /// Inodes and dentries are freed a grace period after they are dropped.
 const GRACE: Duration = Duration::from_millis(700);
 /// Exit status when what a run is to fail on was found.
@@ -38,7 +36,8 @@ pub(super) struct Judging<'a> {
 
 impl<'a> Judging<'a> {
     pub(super) fn new(args: &'a TraceArgs, baseline: Option<&'a Known>) -> Self {
-        Self { args, baseline, next: Instant::now() + SOONEST }
+        let soonest = verdict::soonest(args.survivor_age().as_secs_f64());
+        Self { args, baseline, next: Instant::now() + Duration::from_secs_f64(soonest) }
     }
 
     /// Whether a leak is certain that no baseline has, if that is waited for.
@@ -52,7 +51,8 @@ impl<'a> Judging<'a> {
         }
         let snapshot = tracer.snapshot()?;
         surroundings.refresh(Path::new("/"));
-        let look = |snapshot: &Snapshot, which: &[usize]| tracer.linkage(snapshot, which);
+        let look =
+            |snapshot: &Snapshot, which: &[usize], modules: &[&str]| tracer.linkage(snapshot, which, modules);
         let judgement = assemble::judge(&snapshot, surroundings, None, &look);
         let certain = judgement.judged.iter().any(|judged| judged.evidence.verdict() == Verdict::Leak);
         let found = certain && {

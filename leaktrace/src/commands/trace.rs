@@ -150,7 +150,8 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     tracer.detach()?;
     let snapshot = tracer.snapshot()?;
     let begun = Instant::now();
-    let look = |snapshot: &Snapshot, which: &[usize]| tracer.linkage(snapshot, which);
+    let look =
+        |snapshot: &Snapshot, which: &[usize], modules: &[&str]| tracer.linkage(snapshot, which, modules);
     let judgement = assemble::judge(&snapshot, &surroundings, shaken.as_ref(), &look);
     let mut report =
         assemble::report(&snapshot, judgement, shaken.as_ref(), &surroundings, baseline.as_ref(), args);

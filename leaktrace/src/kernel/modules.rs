@@ -47,6 +47,27 @@ pub fn text(root: &Path, name: &str, symbols: &Symbols) -> Option<(u64, u64)> {
     Some((base, end))
 }
 
+/// Where the data of a loaded module begins, each with as many bytes as the whole module has: what lies behind
+/// its end is not there or another's. Sections with `.data` and `.bss` in their names are data.
+pub fn data(root: &Path, name: &str) -> Vec<(u64, u64)> {
+    let modules = fs::read_to_string(root.join("proc/modules")).unwrap_or_default();
+    let size = modules
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse::<u64>().ok());
+    let Some(size) = size else { return Vec::new() };
+    let sections = fs::read_dir(root.join("sys/module").join(name).join("sections")).ok();
+    let starts = sections.into_iter().flatten().flatten().filter_map(|entry| {
+        let section = entry.file_name();
+        let section = section.to_string_lossy();
+        if !section.starts_with(".data") && !section.starts_with(".bss") {
+            return None;
+        }
+        let text = fs::read_to_string(entry.path()).ok()?;
+        u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok().filter(|&start| start != 0)
+    });
+    starts.map(|start| (start, start + size)).collect()
+}
+
 /// A module's name as the kernel has it: people write the file's, with dashes and `.ko`.
 pub fn plain_name(name: &str) -> String {
     let name = name.strip_suffix(".ko").unwrap_or(name);
@@ -80,6 +101,9 @@ mod tests {
         write("sys/module/drv/sections/.text.unlikely", "0xffffffffc0100600\n");
         write("sys/module/drv/sections/.init.text", "0xffffffffc0110000\n");
         assert_eq!(text(root.path(), "drv", &symbols), Some((0xffff_ffff_c010_0000, 0xffff_ffff_c010_0800)));
+        write("sys/module/drv/sections/.bss", "0xffffffffc0102000\n");
+        assert_eq!(data(root.path(), "drv"), [(0xffff_ffff_c010_2000, 0xffff_ffff_c010_6000)]);
+        assert!(data(root.path(), "absent").is_empty());
         assert_eq!(text(root.path(), "absent", &symbols), None);
         assert_eq!(text(root.path(), "hidden", &symbols), None);
         assert_eq!(plain_name("snd-hda-intel.ko"), "snd_hda_intel");

@@ -92,7 +92,7 @@ pub struct LinkageReport {
     pub looked_at: u64,
     /// Those that are linked into a structure: a neighbour points back.
     pub linked: u64,
-    /// Others that a traced object points to which is linked.
+    /// Others that are pointed to by data of the kernel or its modules, or by a traced object that is linked.
     pub held: u64,
     /// Survivors that could not be read.
     pub unreadable: u64,

@@ -1,15 +1,24 @@
 //! Looks at survivors in memory: who in them points to whom, and who points back.
 
+use std::path::Path;
+
 use anyhow::{Result, anyhow};
-use leaktrace_common::{FAMILY_PAGE, FAMILY_PERCPU, FAMILY_VMALLOC, FRAGMENT, Payload};
-use rustc_hash::{FxHashMap, FxHashSet};
+use leaktrace_common::{FAMILY_PAGE, FAMILY_PERCPU, FAMILY_VMALLOC, FRAGMENT, MAX_PEEKS, Payload};
+use rustc_hash::FxHashMap;
 
 use super::{
-    Snapshot, Tracer,
+    Snapshot, Tracer, names,
     peek::{PEEK_BYTES, Peeker},
     scan::{self, LiveObject},
 };
-use crate::analysis::linkage::{Linkage, Span, address_in, pointers_out, points_into};
+use crate::{
+    analysis::{
+        blame,
+        linkage::{Linkage, Span, address_in, in_common, offset_in, pointers_out},
+    },
+    kernel::modules,
+    proc::iomem,
+};
 
 /// Bytes that are read of one object.
 const OBJECT_BYTES: u64 = 4_096;
@@ -28,8 +37,9 @@ const HOLDER_BYTES: u64 = 2_048;
 const HOLDERS_AT_A_TIME: usize = 1_024;
 /// Survivors of each site that are looked at, in the order in which it is tried.
 const EACH: [usize; 3] = [24, 12, 6];
-/// Holders of one survivor that are looked at themselves.
-const HOLDERS_EACH: usize = 3;
+
+/// Bytes of one range of data that are read at most.
+const MOST_DATA: u64 = 64 << 20;
 
 /// How much of physical memory the direct map may show, and where it begins to be memory: below lies
 /// what belongs to devices.
@@ -48,11 +58,87 @@ struct Subject {
     spans: Vec<Span>,
     /// The part of that which may be read: not of vmalloc areas, which may be a device's registers.
     reads: Vec<Span>,
-    words: Vec<u64>,
+    /// Its words by their offsets.
+    words: Vec<(u64, u64)>,
     time_ns: u64,
     unreadable: bool,
+    /// Links that are answered: the offset of the pointer, and that of what points back.
+    links: Vec<(u64, u64)>,
+    /// Who points to it, and to which offset.
+    holders: Vec<(Holder, u64)>,
+    /// Whether it has the link that most of its site have.
     linked: bool,
-    held: bool,
+}
+
+/// What points to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Holder {
+    /// Data of the kernel or a module.
+    Data,
+    /// A linked object of this site.
+    Site(u32),
+}
+
+/// What was found of one site's objects.
+fn summary(subjects: &[Subject]) -> Linkage {
+    let holder = in_common(&subjects.iter().map(|subject| &*subject.holders).collect::<Vec<_>>());
+    let mut found = Linkage::default();
+    for subject in subjects {
+        let held = holder.is_some_and(|holder| subject.holders.contains(&holder));
+        found.looked_at += u64::from(!subject.unreadable);
+        found.unreadable += u64::from(subject.unreadable);
+        found.linked += u64::from(subject.linked);
+        found.held += u64::from(held && !subject.linked);
+    }
+    found
+}
+
+/// Which unlinked object lies where.
+struct Places(Vec<(Span, usize)>);
+
+impl Places {
+    fn of(subjects: &[Subject]) -> Self {
+        let mut places: Vec<(Span, usize)> = Vec::new();
+        let loose = |subject: &Subject| !subject.linked;
+        for (index, subject) in subjects.iter().enumerate().filter(|(_, subject)| loose(subject)) {
+            places.extend(subject.spans.iter().map(|span| (*span, index)));
+        }
+        places.sort_unstable_by_key(|(span, _)| span.start);
+        Self(places)
+    }
+
+    /// The object that a word points into, and where.
+    fn pointed_to(&self, word: u64, subjects: &[Subject]) -> Option<(usize, u64)> {
+        let address = address_in(word);
+        let at = self.0.partition_point(|(span, _)| span.start <= address).checked_sub(1)?;
+        let index = self.0[at].1;
+        Some((index, offset_in(address, &subjects[index].spans)?))
+    }
+}
+
+/// Data of the kernel's image, by way of the direct map, and of modules. kmemleak has notes on every object in the
+/// image's data: with it, only modules are asked.
+fn data(direct_map: u64, modules: &[&str], snapshot: &Snapshot) -> Vec<Span> {
+    let root = Path::new("/");
+    let noted = snapshot.sites.iter().any(|site| blame::is_bookkeeping(&site.cache));
+    let image = if noted { Vec::new() } else { iomem::kernel_data(root) };
+    let image =
+        image.into_iter().map(|(first, last)| Span { start: direct_map + first, end: direct_map + last + 1 });
+    let modules = modules.iter().flat_map(|module| modules::data(root, module));
+    let mut spans: Vec<Span> = image.chain(modules.map(|(start, end)| Span { start, end })).collect();
+    spans.sort_unstable_by_key(|span| span.start);
+    // Sections overlap, because each is taken to be as large as its module.
+    let mut merged: Vec<Span> = Vec::new();
+    for span in spans {
+        match merged.last_mut() {
+            Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
+            _ => merged.push(span),
+        }
+    }
+    for span in &mut merged {
+        span.end = span.end.min(span.start + MOST_DATA);
+    }
+    merged
 }
 
 /// Reads and compares.
@@ -65,7 +151,12 @@ struct Look<'a> {
 ///
 /// # Errors
 /// Says why memory cannot be read.
-pub(super) fn look(tracer: &Tracer, snapshot: &Snapshot, which: &[usize]) -> Result<Vec<Linkage>> {
+pub(super) fn look(
+    tracer: &Tracer,
+    snapshot: &Snapshot,
+    which: &[usize],
+    modules: &[&str],
+) -> Result<Vec<Linkage>> {
     let peeker = tracer.peeker.as_ref().map_err(|error| anyhow!("{error}"))?;
     let control = tracer.control.read(0);
     let (direct_map, first_page) = (control.page_offset, control.vmemmap);
@@ -114,20 +205,16 @@ pub(super) fn look(tracer: &Tracer, snapshot: &Snapshot, which: &[usize]) -> Res
     let look = Look { peeker, memory };
     look.fill(&mut subjects, OBJECT_BYTES)?;
     look.link(&mut subjects)?;
+    for range in &ranges {
+        let link =
+            in_common(&subjects[range.clone()].iter().map(|subject| &*subject.links).collect::<Vec<_>>());
+        for subject in &mut subjects[range.clone()] {
+            subject.linked = link.is_some_and(|link| subject.links.contains(&link));
+        }
+    }
+    look.find_in_data(&data(direct_map, modules, snapshot), &mut subjects)?;
     look.find_holders(&holders, &mut subjects)?;
-    Ok(ranges
-        .into_iter()
-        .map(|range| {
-            let mut found = Linkage::default();
-            for subject in &subjects[range] {
-                found.looked_at += u64::from(!subject.unreadable);
-                found.unreadable += u64::from(subject.unreadable);
-                found.linked += u64::from(subject.linked);
-                found.held += u64::from(subject.held && !subject.linked);
-            }
-            found
-        })
-        .collect())
+    Ok(ranges.into_iter().map(|range| summary(&subjects[range])).collect())
 }
 
 impl Look<'_> {
@@ -153,8 +240,12 @@ impl Look<'_> {
                 subjects[index].unreadable = true;
                 return;
             };
-            let own = (from..).step_by(8).zip(words).filter(|(address, _)| span.contains(*address));
-            subjects[index].words.extend(own.map(|(_, word)| *word));
+            let subject = &mut subjects[index];
+            for (address, word) in
+                (from..).step_by(8).zip(words).filter(|(address, _)| span.contains(*address))
+            {
+                subject.words.extend(offset_in(address, &subject.spans).map(|offset| (offset, *word)));
+            }
         })
     }
 
@@ -163,71 +254,84 @@ impl Look<'_> {
         let mut places = Vec::new();
         let mut addresses = Vec::new();
         for (index, subject) in subjects.iter().enumerate() {
-            for pointer in
-                pointers_out(&subject.words, &subject.spans, &self.memory).into_iter().take(MOST_POINTERS)
-            {
+            let out = pointers_out(&subject.words, &subject.spans, &self.memory);
+            for (offset, pointer) in out.into_iter().take(MOST_POINTERS) {
                 let page = pointer & !4_095;
-                places.push(index);
+                places.push((index, offset));
                 addresses.push(pointer.saturating_sub(BEFORE).max(page));
             }
         }
         self.peeker.read(&addresses, |at, from, words| {
-            let subject = &mut subjects[places[at]];
+            let (index, offset) = places[at];
+            let subject = &mut subjects[index];
             let Some(words) = words else { return };
-            // What lies in the object itself is not pointing back to it.
-            let elsewhere: Vec<u64> = (from..)
-                .step_by(8)
-                .zip(words)
-                .filter(|(address, _)| !subject.spans.iter().any(|span| span.contains(*address)))
-                .map(|(_, word)| *word)
-                .collect();
-            subject.linked |= points_into(&elsewhere, &subject.spans);
+            for (address, word) in (from..).step_by(8).zip(words) {
+                // What lies in the object itself is not pointing back to it.
+                if offset_in(address, &subject.spans).is_none()
+                    && let Some(back) = offset_in(address_in(*word), &subject.spans)
+                {
+                    subject.links.push((offset, back));
+                }
+            }
         })
     }
 
+    /// Looks for data of the kernel and its modules that points to survivors.
+    fn find_in_data(&self, data: &[Span], subjects: &mut [Subject]) -> Result<()> {
+        let places = Places::of(subjects);
+        for span in data {
+            let mut at = span.start & !7;
+            while at < span.end {
+                let mut addresses = Vec::with_capacity(MAX_PEEKS as usize);
+                while at < span.end && addresses.len() < MAX_PEEKS as usize {
+                    addresses.push(at);
+                    at = (at + PEEK_BYTES).min((at & !4_095) + 4_096);
+                }
+                self.peeker.read(&addresses, |_, _, words| {
+                    for &word in words.into_iter().flatten() {
+                        if let Some((index, offset)) = places.pointed_to(word, subjects) {
+                            subjects[index].holders.push((Holder::Data, offset));
+                        }
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Looks for traced objects that point to survivors and are linked themselves.
-    fn find_holders(&self, holders: &[Span], subjects: &mut [Subject]) -> Result<()> {
-        let mut spans: Vec<(Span, usize)> = Vec::new();
-        for (index, subject) in subjects.iter().enumerate().filter(|(_, subject)| !subject.linked) {
-            spans.extend(subject.spans.iter().map(|span| (*span, index)));
-        }
-        if spans.is_empty() {
-            return Ok(());
-        }
-        spans.sort_unstable_by_key(|(span, _)| span.start);
-        let pointed_to = |word: u64| {
-            let address = address_in(word);
-            let at = spans.partition_point(|(span, _)| span.start <= address);
-            at.checked_sub(1).map(|at| spans[at]).filter(|(span, _)| span.contains(address))
-        };
-        let mut held_by: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
+    fn find_holders(&self, holders: &[(Span, u32)], subjects: &mut [Subject]) -> Result<()> {
+        let places = Places::of(subjects);
         let mut those: Vec<Subject> = Vec::new();
+        let mut targets: Vec<(usize, usize, (Holder, u64))> = Vec::new();
         // Not all of them at once: their memory is copied.
         for some in holders.chunks(HOLDERS_AT_A_TIME) {
-            let whole =
-                |span: &Span| Subject { spans: vec![*span], reads: vec![*span], ..Subject::default() };
-            let mut some: Vec<Subject> = some.iter().map(whole).collect();
-            self.fill(&mut some, HOLDER_BYTES)?;
-            for holder in some {
-                let targets: FxHashSet<usize> = holder
-                    .words
-                    .iter()
-                    .filter_map(|&word| pointed_to(word))
-                    .filter(|(span, _)| !holder.spans.contains(span))
-                    .map(|(_, index)| index)
-                    .filter(|index| held_by.get(index).is_none_or(|list| list.len() < HOLDERS_EACH))
-                    .collect();
-                for &target in &targets {
-                    held_by.entry(target).or_default().push(those.len());
+            let whole = |(span, _): &(Span, u32)| Subject {
+                spans: vec![*span],
+                reads: vec![*span],
+                ..Subject::default()
+            };
+            let mut read: Vec<Subject> = some.iter().map(whole).collect();
+            self.fill(&mut read, HOLDER_BYTES)?;
+            for (holder, (span, site)) in read.into_iter().zip(some) {
+                let before = targets.len();
+                for &(_, word) in &holder.words {
+                    if let Some((index, offset)) = places.pointed_to(word, subjects)
+                        && !subjects[index].spans.contains(span)
+                    {
+                        targets.push((those.len(), index, (Holder::Site(*site), offset)));
+                    }
                 }
-                if !targets.is_empty() {
+                if targets.len() > before {
                     those.push(holder);
                 }
             }
         }
         self.link(&mut those)?;
-        for (target, list) in held_by {
-            subjects[target].held = list.iter().any(|&holder| those[holder].linked);
+        for (holder, target, by) in targets {
+            if !those[holder].links.is_empty() {
+                subjects[target].holders.push(by);
+            }
         }
         Ok(())
     }
@@ -235,12 +339,13 @@ impl Look<'_> {
 
 /// Traced slab objects that were allocated at about the same time as these. What the allocators note of what
 /// they give out holds nothing: every vmalloc area is in their trees.
-fn others(tracer: &Tracer, subjects: &[Subject]) -> Result<Vec<Span>> {
+fn others(tracer: &Tracer, subjects: &[Subject]) -> Result<Vec<(Span, u32)>> {
     let sites: FxHashMap<u32, u32> = tracer
         .sites
         .used()
         .filter(|(_, site)| !matches!(site.family, FAMILY_PAGE | FAMILY_VMALLOC | FAMILY_PERCPU))
         .filter(|(_, site)| site.object_size > 8 && !tracer.sites.is_allocators(site))
+        .filter(|(_, site)| !blame::is_bookkeeping(&names::cache_name(site, true)))
         .map(|(index, site)| (index as u32, site.object_size))
         .collect();
     let mut times: Vec<u64> = subjects.iter().map(|subject| subject.time_ns).collect();
@@ -252,5 +357,6 @@ fn others(tracer: &Tracer, subjects: &[Subject]) -> Result<Vec<Span>> {
     };
     let overflow = tracer.overflowed()?;
     let objects = scan::some_objects(&tracer.live, &overflow, MOST_HOLDERS, near);
-    Ok(objects.into_iter().map(|(address, site)| Span::new(address, u64::from(sites[&site]))).collect())
+    let span = |address, site| Span::new(address, u64::from(sites[&site]));
+    Ok(objects.into_iter().map(|(address, site)| (span(address, site), site)).collect())
 }

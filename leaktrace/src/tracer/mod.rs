@@ -298,12 +298,12 @@ impl Tracer {
     }
 
     /// Looks at survivors in memory: whether they are part of a structure there. `which` are indices of
-    /// the snapshot's sites.
+    /// the snapshot's sites; `modules` are those whose data may hold them.
     ///
     /// # Errors
     /// Says why memory cannot be read.
-    pub fn linkage(&self, snapshot: &Snapshot, which: &[usize]) -> Result<Vec<Linkage>> {
-        linkage::look(self, snapshot, which)
+    pub fn linkage(&self, snapshot: &Snapshot, which: &[usize], modules: &[&str]) -> Result<Vec<Linkage>> {
+        linkage::look(self, snapshot, which, modules)
     }
 
     /// Reads whether watched modules came or went; true when one came since the last call.

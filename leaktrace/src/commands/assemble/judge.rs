@@ -71,7 +71,7 @@ pub(in crate::commands) fn before(snapshot: &Snapshot) -> Before {
 }
 
 /// Looks at survivors of some of the snapshot's sites in memory.
-pub(in crate::commands) type Look<'a> = &'a dyn Fn(&Snapshot, &[usize]) -> Result<Vec<Linkage>>;
+pub(in crate::commands) type Look<'a> = &'a dyn Fn(&Snapshot, &[usize], &[&str]) -> Result<Vec<Linkage>>;
 
 /// Judges all sites; `shaken` is what was alive before caches were dropped.
 pub(in crate::commands) fn judge<'a>(
@@ -124,7 +124,11 @@ pub(in crate::commands) fn judge<'a>(
     let which: Vec<usize> = worth.iter().map(|judged| judged.index).collect();
     let mut look_error = None;
     if !which.is_empty() {
-        match look(snapshot, &which) {
+        let mut modules: Vec<String> = worth.iter().filter_map(|judged| judged.module.clone()).collect();
+        modules.sort_unstable();
+        modules.dedup();
+        let modules: Vec<&str> = modules.iter().map(String::as_str).collect();
+        match look(snapshot, &which, &modules) {
             Ok(found) => {
                 for (judged, linkage) in worth.iter_mut().zip(found) {
                     judged.evidence.linkage = Some(linkage);

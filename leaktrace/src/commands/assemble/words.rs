@@ -130,13 +130,14 @@ fn linkage(judged: &Judged<'_>) -> Option<String> {
     let linkage = judged.evidence.linkage.filter(|linkage| linkage.looked_at > 0)?;
     let looked = units::count(linkage.looked_at);
     Some(match (linkage.linked, linkage.held) {
-        (0, 0) => format!("of {looked} looked at in memory none is on a list, in a tree or in a hash table"),
+        (0, 0) => format!("of {looked} looked at in memory nothing was found that holds one"),
         (linked, 0) => format!(
             "of {looked} looked at in memory {} are linked into a list, a tree or a hash table",
             units::count(linked)
         ),
         (linked, held) => format!(
-            "of {looked} looked at in memory {} are linked into a list, a tree or a hash table, and {} are held by objects that are",
+            "of {looked} looked at in memory {} are linked into a list, a tree or a hash table, and {} others are pointed to by data \
+             of the kernel or a module, or by objects that are linked",
             units::count(linked),
             units::count(held)
         ),
