@@ -208,7 +208,9 @@ impl Evidence {
         say(matches!(self.agreement, Some(Agreement::Contradicts | Agreement::Partly)), Open::Contradicted);
         say(self.linkage.is_some_and(|linkage| linkage.is_loose() == Some(false)), Open::Linked);
         let looked = self.linkage.and_then(|linkage| linkage.is_loose()).is_some();
-        say(self.can_be_linked && !looked, Open::NotLookedAt);
+        // Kernel stacks are vmalloc areas, and processes that stay are no leak.
+        let must_be_looked_at = self.can_be_linked || !self.in_module;
+        say(must_be_looked_at && !looked, Open::NotLookedAt);
         if let Some(holder) = self.holder {
             // Who has seen them outlive their time has seen enough.
             let outlived = holder.seconds.is_some_and(|seconds| self.growth.sustained_s > seconds * 2.0);

@@ -246,9 +246,13 @@ fn one(
                 call_site.symbol.as_deref().unwrap_or("the call site")
             )),
         ),
-        Open::NotLookedAt => (
+        Open::NotLookedAt if evidence.can_be_linked => (
             "too few of them could be looked at in memory to see whether something holds them".to_owned(),
             longer("60s"),
+        ),
+        Open::NotLookedAt => (
+            "whether something holds such memory cannot be seen, and the kernel has many uses for it".to_owned(),
+            Some("see whether processes, network devices or mounts have become as many".to_owned()),
         ),
         Open::ProcessesRun => {
             let task = judged.site.tasks.iter().find(|task| task.pid != 0);
