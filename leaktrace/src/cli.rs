@@ -121,6 +121,8 @@ pub struct TraceArgs {
     pub shake: bool,
 
     /// End as soon as a leak is certain, with exit status 3; --duration is the longest time.
+    ///
+    /// Judges all the time, which takes an eighth of a core at most.
     #[arg(long)]
     pub until_leak: bool,
 

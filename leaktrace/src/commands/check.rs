@@ -114,6 +114,15 @@ fn examine(answer: &mut Answer) -> Result<()> {
     let sizes = Sizes::choose(&kernel.machine, Some(TEST_OBJECTS))?;
     let attribution = Attribution { symbols: Arc::new(kernel.symbols), helpers: Vec::new() };
     let mut tracer = Tracer::new(&kernel.layout, sizes, settings, Arc::new(attribution), &[])?;
+    let memory = tracer.can_look_at_memory();
+    answer.sources.push(Source {
+        name: "objects in memory",
+        available: memory.is_ok(),
+        detail: match memory {
+            Ok(()) => "whether survivors are on lists".to_owned(),
+            Err(reason) => format!("{reason}: nothing is called a leak without"),
+        },
+    });
     tracer.attach()?;
     let outcomes = selftest::run(&tracer)?;
     let outcome =

@@ -147,6 +147,19 @@ struct Look<'a> {
     memory: Vec<Span>,
 }
 
+/// What reads memory, the begin of the direct map, and the first `struct page`.
+///
+/// # Errors
+/// Says why memory cannot be read.
+pub(super) fn ways(tracer: &Tracer) -> Result<(&Peeker, u64, u64), String> {
+    let peeker = tracer.peeker.as_ref().map_err(Clone::clone)?;
+    let control = tracer.control.read(0);
+    if control.page_offset == 0 || control.vmemmap == 0 {
+        return Err("where this kernel maps physical memory is not known".to_owned());
+    }
+    Ok((peeker, control.page_offset, control.vmemmap))
+}
+
 /// Looks at samples of the survivors of some of the snapshot's sites.
 ///
 /// # Errors
@@ -157,12 +170,7 @@ pub(super) fn look(
     which: &[usize],
     modules: &[&str],
 ) -> Result<Vec<Linkage>> {
-    let peeker = tracer.peeker.as_ref().map_err(|error| anyhow!("{error}"))?;
-    let control = tracer.control.read(0);
-    let (direct_map, first_page) = (control.page_offset, control.vmemmap);
-    if direct_map == 0 || first_page == 0 {
-        return Err(anyhow!("where this kernel maps physical memory is not known"));
-    }
+    let (peeker, direct_map, first_page) = ways(tracer).map_err(|reason| anyhow!("{reason}"))?;
     let memory = vec![Span::new(direct_map + LOW_MEMORY, DIRECT_MAP), Span::new(first_page, PAGES), IMAGE];
     let page_struct = u64::from(tracer.page_struct.max(1));
     let subject = |family: &str, object: &LiveObject, size: u32| -> (Vec<Span>, Vec<Span>) {

@@ -306,6 +306,14 @@ impl Tracer {
         linkage::look(self, snapshot, which, modules)
     }
 
+    /// Whether survivors can be looked at in memory, or why not.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn can_look_at_memory(&self) -> Result<(), String> {
+        linkage::ways(self).map(drop)
+    }
+
     /// Reads whether watched modules came or went; true when one came since the last call.
     pub fn watch_modules(&mut self) -> bool {
         if self.watch.is_on() {
