@@ -1,6 +1,6 @@
 //! From what was seen of each site to a verdict, and their order.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ use crate::{
         crosscheck::{self, Agreement, Check, Processors, Traced},
         growth, holders, lifetime,
         linkage::Linkage,
-        verdict::{self, Allocators, Evidence},
+        verdict::{self, Allocators, Evidence, Verdict},
         visibility,
     },
     tracer::{HookState, SiteRecord, Snapshot},
@@ -96,7 +96,8 @@ pub(in crate::commands) fn judge<'a>(
             let allocators = Allocators {
                 context,
                 alive: site.alive,
-                module_in_use: module.as_deref().map(|module| in_use(Path::new("/"), module)),
+                // Asked below, of those that grow.
+                module_in_use: module.as_ref().map(|_| true),
             };
             let mut evidence = evidence(site, snapshot, surroundings);
             evidence.replaces = checks
@@ -118,6 +119,19 @@ pub(in crate::commands) fn judge<'a>(
             Judged { site, index, evidence, check, doubt, module }
         })
         .collect();
+    let mut modules: Vec<String> = judged
+        .iter()
+        .filter(|judged| judged.evidence.verdict() >= Verdict::Suspect)
+        .filter_map(|judged| judged.module.clone())
+        .collect();
+    modules.sort_unstable();
+    modules.dedup();
+    let unused = unused(Path::new("/"), &modules);
+    for judged in &mut judged {
+        if judged.module.as_ref().is_some_and(|module| unused.contains(module)) {
+            judged.evidence.allocators.module_in_use = Some(false);
+        }
+    }
     judged.sort_by(|a, b| verdict::by_rank(&a.evidence, &b.evidence));
     let mut worth: Vec<&mut Judged<'a>> =
         judged.iter_mut().filter(|judged| judged.evidence.is_worth_a_look()).take(MOST_LOOKED_AT).collect();
@@ -200,14 +214,32 @@ fn notes_areas(site: &SiteRecord, surroundings: &Surroundings) -> bool {
     surroundings.places.locate(site.call_site).is_some_and(|place| blame::notes_areas(place.symbol))
 }
 
-/// Whether something uses a module, as its reference count says: open files, mounts, other modules.
-/// Where that cannot be read although it is loaded, something may.
-fn in_use(root: &Path, module: &str) -> bool {
-    let directory = root.join("sys/module").join(module);
-    match fs::read_to_string(directory.join("refcnt")) {
-        Ok(count) => count.trim() != "0",
-        Err(_) => directory.exists(),
+/// Looks at the reference counts of modules, and the time between two: a file that is only opened for a
+/// moment, as most are, holds nothing.
+const LOOKS: u32 = 20;
+const BETWEEN: Duration = Duration::from_millis(5);
+
+/// The modules of these that nothing uses, as their reference counts say: open files, mounts, other modules.
+/// Where the count cannot be read although the module is loaded, something may.
+fn unused(root: &Path, modules: &[String]) -> Vec<String> {
+    let is_unused = |module: &String| {
+        let directory = root.join("sys/module").join(module);
+        match fs::read_to_string(directory.join("refcnt")) {
+            Ok(count) => count.trim() == "0",
+            Err(_) => !directory.exists(),
+        }
+    };
+    let (mut unused, mut used): (Vec<String>, Vec<String>) = modules.iter().cloned().partition(is_unused);
+    for _ in 1..LOOKS {
+        if used.is_empty() {
+            break;
+        }
+        std::thread::sleep(BETWEEN);
+        let (now, still) = used.into_iter().partition(is_unused);
+        unused.extend::<Vec<String>>(now);
+        used = still;
     }
+    unused
 }
 
 /// Hooks that see frees of slab objects which fire no tracepoint.
@@ -323,4 +355,26 @@ fn check_caches(snapshot: &Snapshot, surroundings: &Surroundings) -> Checks {
             (name, (traced, check))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_that_nothing_uses() {
+        let root = tempfile::tempdir().unwrap();
+        let module = |name: &str, count: Option<&str>| {
+            let directory = root.path().join("sys/module").join(name);
+            fs::create_dir_all(&directory).unwrap();
+            if let Some(count) = count {
+                fs::write(directory.join("refcnt"), count).unwrap();
+            }
+        };
+        module("idle", Some("0\n"));
+        module("busy", Some("2\n"));
+        module("unreadable", None);
+        let asked = ["idle", "busy", "unreadable", "gone"].map(str::to_owned);
+        assert_eq!(unused(root.path(), &asked), ["idle", "gone"]);
+    }
 }
