@@ -311,6 +311,7 @@ impl Look<'_> {
     fn find_holders(&self, holders: &[(Span, u32)], subjects: &mut [Subject]) -> Result<()> {
         let places = Places::of(subjects);
         let mut those: Vec<Subject> = Vec::new();
+        let mut sites: Vec<u32> = Vec::new();
         let mut targets: Vec<(usize, usize, (Holder, u64))> = Vec::new();
         // Not all of them at once: their memory is copied.
         for some in holders.chunks(HOLDERS_AT_A_TIME) {
@@ -332,12 +333,30 @@ impl Look<'_> {
                 }
                 if targets.len() > before {
                     those.push(holder);
+                    sites.push(*site);
                 }
             }
         }
         self.link(&mut those)?;
+        // As of survivors, only links count that most objects of the holders' site have.
+        let mut of_site: FxHashMap<u32, Vec<usize>> = FxHashMap::default();
+        for (index, &site) in sites.iter().enumerate() {
+            of_site.entry(site).or_default().push(index);
+        }
+        let mut linked = vec![false; those.len()];
+        for group in of_site.values() {
+            let links: Vec<_> = group.iter().map(|&index| &*those[index].links).collect();
+            let Some(link) = in_common(&links) else { continue };
+            let with: Vec<usize> =
+                group.iter().copied().filter(|&index| those[index].links.contains(&link)).collect();
+            if with.len() * 2 >= group.len() {
+                for index in with {
+                    linked[index] = true;
+                }
+            }
+        }
         for (holder, target, by) in targets {
-            if !those[holder].links.is_empty() {
+            if linked[holder] {
                 subjects[target].holders.push(by);
             }
         }

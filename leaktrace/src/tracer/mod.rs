@@ -62,8 +62,10 @@ pub struct ProcessSite {
     pub objects: u64,
 }
 
-/// Part of a core that scanning the table may take.
-const SCAN_SHARE: u32 = 200;
+/// Part of an interval that scanning the table may take before only some of it is scanned...
+const SCAN_PART: u32 = 200;
+/// ...and part of a core that it may take at all, before it is done less often.
+const SCAN_SHARE: u32 = 100;
 /// Most buckets of which one is looked at in a tick, when looking at all of them takes too long.
 const MAX_STRIDE: usize = 16;
 
@@ -241,7 +243,7 @@ impl Tracer {
         self.scans += 1;
         let took = begun.elapsed();
         self.slowest_scan = self.slowest_scan.max(took);
-        let allowed = self.settings.interval / SCAN_SHARE;
+        let allowed = self.settings.interval / SCAN_PART;
         if took > allowed && self.stride < MAX_STRIDE {
             self.stride *= 2;
         } else if took * 4 < allowed && self.stride > 1 {
@@ -270,9 +272,12 @@ impl Tracer {
     /// When the kernel refuses it.
     pub fn detach(&mut self) -> Result<()> {
         self.meter.end();
+        self.sites.refresh();
+        self.sites.locate(&self.stacks, self.watch.stays());
+        // The last tick that counted survivors may have been a while ago.
+        self.scan()?;
         let last =
             snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() };
-        self.sites.refresh();
         self.sites.freeze_unknown_frees();
         self.programs.detach(&mut self.ebpf)?;
         self.last = Some(last);

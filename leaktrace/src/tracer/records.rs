@@ -138,7 +138,15 @@ fn filled(
     record.samples.truncate(SAMPLES);
     // What turned out to be others' pages was counted with every tick.
     let counted = record.seen + record.excluded_survivors;
-    let factor = if record.excluded_survivors > 0 { record.seen as f64 / counted as f64 } else { 1.0 };
+    let factor = if tracer.stride > 1 && record.owner.is_none() && series.last() > 0.0 {
+        // The ticks looked at some buckets only: the same ones each time, so the whole count of the last look
+        // tells what share of this site's objects they have.
+        (record.survivors as f64 / series.last()).clamp(0.25, 4.0)
+    } else if record.excluded_survivors > 0 {
+        record.seen as f64 / counted as f64
+    } else {
+        1.0
+    };
     record.series = series.scaled(factor);
     record
 }
