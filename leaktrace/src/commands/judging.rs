@@ -22,6 +22,8 @@ use crate::{
 
 /// Judging takes this share of a core at most.
 const SHARE: u32 = 8;
+/// However long one judgement took, the next one comes after that.
+const LONGEST: Duration = Duration::from_secs(5);
 /// Inodes and dentries are freed a grace period after they are dropped.
 const GRACE: Duration = Duration::from_millis(700);
 /// Exit status when what a run is to fail on was found.
@@ -59,7 +61,8 @@ impl<'a> Judging<'a> {
             let report = assemble::report(&snapshot, judgement, None, surroundings, self.baseline, self.args);
             report.headline.verdict == "leak"
         };
-        self.next = begun + begun.elapsed() * SHARE;
+        // The clock also runs while others have the CPU: not for ever.
+        self.next = begun + (begun.elapsed() * SHARE).min(LONGEST);
         Ok(found)
     }
 }

@@ -66,6 +66,8 @@ pub struct ProcessSite {
 const SCAN_PART: u32 = 200;
 /// ...and part of a core that it may take at all, before it is done less often.
 const SCAN_SHARE: u32 = 100;
+/// Ticks in a row that count no survivors at most.
+const MOST_SKIPPED: u32 = 8;
 /// Most buckets of which one is looked at in a tick, when looking at all of them takes too long.
 const MAX_STRIDE: usize = 16;
 
@@ -230,7 +232,7 @@ impl Tracer {
     /// Counts survivors, in a part of the table where it is large: so that it can be done with every tick,
     /// and costs no more than a small share of a core.
     fn scan(&mut self) -> Result<()> {
-        let begun = Instant::now();
+        let (begun, cpu_before) = (Instant::now(), thread_cpu());
         let seconds = self.started.elapsed().as_secs_f64();
         let born_before = monotonic_ns().saturating_sub(self.settings.min_age.as_nanos() as u64);
         let overflow = self.overflowed()?;
@@ -241,8 +243,9 @@ impl Tracer {
         self.sites.suspect(&self.subjects.most_growing(|site| self.sites.object_size(site), SUSPECTS));
         self.forget_pending(PENDING)?;
         self.scans += 1;
-        let took = begun.elapsed();
-        self.slowest_scan = self.slowest_scan.max(took);
+        self.slowest_scan = self.slowest_scan.max(begun.elapsed());
+        // Of the time on the clock, others may have had the most, or the machine was suspended.
+        let took = thread_cpu().saturating_sub(cpu_before);
         let allowed = self.settings.interval / SCAN_PART;
         if took > allowed && self.stride < MAX_STRIDE {
             self.stride *= 2;
@@ -250,7 +253,8 @@ impl Tracer {
             self.stride /= 2;
         }
         // What still takes too long is done less often; but a tick that comes a little early is in time.
-        self.next_scan = begun + (took * SCAN_SHARE).saturating_sub(self.settings.interval / 2);
+        let pause = (took * SCAN_SHARE).saturating_sub(self.settings.interval / 2);
+        self.next_scan = begun + pause.min(self.settings.interval * MOST_SKIPPED);
         Ok(())
     }
 
@@ -386,6 +390,14 @@ impl Tracer {
     pub fn hooks(&self) -> &[HookState] {
         self.programs.hooks()
     }
+}
+
+/// CPU time of this thread so far.
+fn thread_cpu() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid pointer to a timespec; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
