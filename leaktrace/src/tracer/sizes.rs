@@ -47,6 +47,9 @@ const RELIEF_INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(1);
 /// Modules' code and events, and what probed functions were called with.
 const MODULE_BYTES: u64 = 256 * 64 + 32 * 16 + 16 * 128 + 1_024 * 96;
+/// Who frees the objects of which site, with what a hash map's entry takes beside, and the reads of memory.
+const LOOK_BYTES: u64 = leaktrace_common::MAX_FREE_CALLERS as u64 * 80
+    + leaktrace_common::MAX_PEEKS as u64 * size_of::<leaktrace_common::Peek>() as u64;
 /// The ring buffer of the programs' messages.
 const LOG_BYTES: u64 = 1 << 17;
 /// The buffers in which each CPU captures stacks.
@@ -109,6 +112,7 @@ impl Sizes {
             + u64::from(self.stacks) * size_of::<StackRecord>() as u64
             + TASK_BYTES
             + MODULE_BYTES
+            + LOOK_BYTES
             + LOG_BYTES
             + self.per_cpu_bytes()
     }
