@@ -21,7 +21,7 @@ use leaktrace_ebpf::{
 };
 
 use crate::{
-    callers,
+    callers::note_free_caller,
     config::config,
     maps::{CPUS, bucket, control, counters},
     overflow::OverflowMap,
@@ -313,7 +313,7 @@ pub(crate) fn account(old: Payload, program: usize, cpu: u32, caller: u64) -> Op
             let class = lifetime_class(bpf_ktime_get_ns().wrapping_sub(old.time_ns));
             atomic::add((&raw mut (*cell).lifetimes).cast::<u64>().add(class), 1);
             if caller != 0 {
-                callers::note(u64::from(old.site), caller);
+                note_free_caller(u64::from(old.site), caller);
             }
         }
     }

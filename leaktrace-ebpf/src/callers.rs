@@ -27,9 +27,3 @@ pub(crate) extern "C" fn note_free_caller(site: u64, caller: u64) -> u64 {
     }
     0
 }
-
-/// Counts a free of a site's object by its caller.
-#[inline(always)]
-pub(crate) fn note(site: u64, caller: u64) {
-    note_free_caller(site, caller);
-}

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
-use leaktrace_common::{FAMILY_PAGE, FAMILY_PERCPU, FAMILY_VMALLOC, FRAGMENT, MAX_PEEKS, Payload};
+use leaktrace_common::{FAMILY_PAGE, FAMILY_PERCPU, FAMILY_VMALLOC, FRAGMENT, Payload};
 use rustc_hash::FxHashMap;
 
 use super::{
     Snapshot, Tracer, names,
-    peek::{PEEK_BYTES, Peeker},
+    peek::{self, Peeker},
     scan::{self, LiveObject},
 };
 use crate::{
@@ -232,13 +232,9 @@ impl Look<'_> {
         let mut addresses = Vec::new();
         for (index, subject) in subjects.iter().enumerate() {
             for span in &subject.reads {
-                let end = span.end.min(span.start + limit);
-                let mut at = span.start & !7;
-                while at < end {
+                for at in peek::reads(span.start, span.end.min(span.start + limit)) {
                     places.push((index, *span));
                     addresses.push(at);
-                    // A read may be moved back at a page's end: then the next one begins with the page.
-                    at = (at + PEEK_BYTES).min((at & !4_095) + 4_096);
                 }
             }
         }
@@ -288,21 +284,14 @@ impl Look<'_> {
     fn find_in_data(&self, data: &[Span], subjects: &mut [Subject]) -> Result<()> {
         let places = Places::of(subjects);
         for span in data {
-            let mut at = span.start & !7;
-            while at < span.end {
-                let mut addresses = Vec::with_capacity(MAX_PEEKS as usize);
-                while at < span.end && addresses.len() < MAX_PEEKS as usize {
-                    addresses.push(at);
-                    at = (at + PEEK_BYTES).min((at & !4_095) + 4_096);
-                }
-                self.peeker.read(&addresses, |_, _, words| {
-                    for &word in words.into_iter().flatten() {
-                        if let Some((index, offset)) = places.pointed_to(word, subjects) {
-                            subjects[index].holders.push((Holder::Data, offset));
-                        }
+            let addresses: Vec<u64> = peek::reads(span.start, span.end).collect();
+            self.peeker.read(&addresses, |_, _, words| {
+                for &word in words.into_iter().flatten() {
+                    if let Some((index, offset)) = places.pointed_to(word, subjects) {
+                        subjects[index].holders.push((Holder::Data, offset));
                     }
-                })?;
-            }
+                }
+            })?;
         }
         Ok(())
     }

@@ -107,6 +107,13 @@ impl Peeker {
     }
 }
 
+/// The addresses of the reads that cover what lies from `start` up to `end`. One that [`Peeker::read`] moves back at a
+/// page's end is followed by one that begins with the next page.
+pub fn reads(start: u64, end: u64) -> impl Iterator<Item = u64> {
+    let next = |at: &u64| Some((at + PEEK_BYTES).min((at & !(PAGE - 1)) + PAGE));
+    std::iter::successors(Some(start & !7), next).take_while(move |&at| at < end)
+}
+
 /// The address from which a whole read stays within the page of `address`.
 fn within_page(address: u64) -> u64 {
     let address = address & !7;
@@ -123,5 +130,17 @@ mod tests {
         assert_eq!(within_page(0x1000), 0x1000);
         assert_eq!(within_page(0x1fff), 0x2000 - PEEK_BYTES);
         assert_eq!(within_page(0x1123), 0x1120);
+    }
+
+    #[test]
+    fn reads_cover_everything() {
+        for (start, end) in [(0x1003, 0x1004), (0x1f80, 0x2080), (0x1008, 0x5ff8), (0x2000, 0x2000)] {
+            let mut covered = start & !7;
+            for at in reads(start, end) {
+                assert!(within_page(at) <= covered && at >= covered, "{at:x} after {covered:x}");
+                covered = within_page(at) + PEEK_BYTES;
+            }
+            assert!(covered >= end);
+        }
     }
 }
