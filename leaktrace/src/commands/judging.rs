@@ -86,10 +86,8 @@ pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
 
 /// The exit status of a run with this report.
 pub(super) fn exit_code(report: &Report, args: &TraceArgs) -> ExitCode {
-    let has = |verdict: &str| {
-        report.headline.verdict == verdict
-            || report.findings.iter().any(|finding| finding.verdict == verdict && !finding.known)
-    };
+    let has =
+        |verdict: &str| report.findings.iter().any(|finding| finding.verdict == verdict && !finding.known);
     let left = report.unloads.iter().any(|unload| unload.verdict == "leak" && unload.left.objects > 0);
     let leak = has("leak") || left;
     let fails = match args.fail_on {
