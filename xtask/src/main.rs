@@ -5,6 +5,7 @@ mod dist;
 mod kernel;
 mod run;
 mod setup;
+mod tally;
 mod test;
 mod vm;
 

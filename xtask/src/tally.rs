@@ -1,0 +1,116 @@
+//! What tests printed: how many passed, and what the failed ones said, to be told once more at the end of a
+//! long run.
+
+/// Lines of the failed tests of one program that are kept, and characters of each.
+const LINES: usize = 60;
+const WIDTH: usize = 400;
+
+/// Tests of all test programs together.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    /// What failed tests printed.
+    said: Vec<String>,
+    /// Lines that will have been a failed test's, if it fails.
+    pending: Vec<String>,
+    /// Whether the lines are of cargo's own list of failures.
+    in_failures: bool,
+}
+
+impl Tally {
+    /// Takes a line that a test program printed: of the test harness (`failures:`, then `test result: ok. 12
+    /// passed; 0 failed; ...`), or of the guest's tests (`guest 6.1.0: a test`, then perhaps `  FAILED`).
+    pub(crate) fn add(&mut self, line: &str) {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.count(result);
+            if std::mem::take(&mut self.in_failures) {
+                self.keep();
+            }
+            self.pending.clear();
+            return;
+        }
+        if line == "failures:" {
+            // The harness says it twice: with what the tests printed, and with their names only.
+            if self.in_failures {
+                self.keep();
+            }
+            self.pending.clear();
+            self.in_failures = true;
+        } else if line.starts_with("guest ") {
+            self.pending.clear();
+        }
+        if self.pending.len() < LINES {
+            self.pending.push(line.chars().take(WIDTH).collect());
+        }
+        if line == "  FAILED" {
+            self.keep();
+        }
+    }
+
+    fn count(&mut self, result: &str) {
+        let Some((_, counts)) = result.split_once(". ") else { return };
+        for part in counts.split("; ") {
+            match part.split_once(' ').map(|(number, what)| (number.parse::<u64>(), what)) {
+                Some((Ok(number), "passed")) => self.passed += number,
+                Some((Ok(number), "failed")) => self.failed += number,
+                _ => {}
+            }
+        }
+    }
+
+    fn keep(&mut self) {
+        self.said.append(&mut self.pending);
+    }
+
+    /// What failed tests said, in their order.
+    pub(crate) fn said(&self) -> &[String] {
+        &self.said
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(lines: &[&str]) -> Tally {
+        let mut tally = Tally::default();
+        lines.iter().for_each(|line| tally.add(line));
+        tally
+    }
+
+    #[test]
+    fn results_add_up() {
+        let tally = tally(&[
+            "running 3 tests",
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 6.45s",
+            "test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 6.45s",
+        ]);
+        assert_eq!((tally.passed, tally.failed), (16, 1));
+        assert!(tally.said().is_empty());
+    }
+
+    #[test]
+    fn what_failed_tests_said_is_kept() {
+        let harness = tally(&[
+            "test good ... ok",
+            "test bad ... FAILED",
+            "",
+            "failures:",
+            "",
+            "---- bad stdout ----",
+            "thread 'bad' panicked",
+            "",
+            "failures:",
+            "    bad",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored",
+            "test later ... ok",
+            "test result: ok. 1 passed; 0 failed; 0 ignored",
+        ]);
+        assert!(harness.said().iter().any(|line| line == "thread 'bad' panicked"));
+        assert!(harness.said().iter().any(|line| line == "    bad"));
+        assert!(!harness.said().iter().any(|line| line.contains("good") || line.contains("later")));
+        let guest = tally(&["guest 6.1: fine", "  1 of 1", "guest 6.1: not fine", "  0 of 1", "  FAILED"]);
+        assert_eq!(guest.said(), ["guest 6.1: not fine", "  0 of 1", "  FAILED"]);
+    }
+}
