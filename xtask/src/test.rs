@@ -52,7 +52,9 @@ pub(crate) fn test(offline: bool, run_guests: bool) -> Result<()> {
     }
     if !tally.said().is_empty() {
         println!("test: what failed tests said, once more");
-        tally.said().iter().for_each(|line| println!("{line}"));
+        for line in tally.said() {
+            println!("{line}");
+        }
     }
     println!("test: {} passed, {} failed", tally.passed, tally.failed);
     if !succeeded || tally.failed > 0 || tally.passed == 0 {
