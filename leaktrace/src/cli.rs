@@ -32,6 +32,36 @@ pub enum Command {
     Check(CheckArgs),
     /// Compare two reports (JSON): what appeared, grew, shrank and vanished, with rates.
     Diff(DiffArgs),
+    /// Say who has the memory and what grows: processes, page cache, tmpfs, or which part of the kernel.
+    ///
+    /// Traces nothing, and needs no root, though root sees more; says what could not be read.
+    Triage(TriageArgs),
+}
+
+/// Options of `leaktrace triage`.
+#[derive(Debug, Args)]
+pub struct TriageArgs {
+    /// How long to watch what grows; 0 looks once. With --watch, the time over which growth is measured.
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub duration: Duration,
+    /// Show one process in depth: its segments, open files by kind, and limits.
+    #[arg(short, long, value_name = "PID", conflicts_with = "watch")]
+    pub pid: Option<u32>,
+    /// Show it again and again, until Ctrl-C.
+    #[arg(short, long, conflicts_with_all = ["format", "output"])]
+    pub watch: bool,
+    /// Rows of each list to show.
+    #[arg(short, long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub top: u32,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Write the answer to a file, complete or not at all.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Say more: small classes, all rows, sockets and modules.
+    #[arg(short, long)]
+    pub verbose: bool,
 }
 
 /// Options of `leaktrace diff`.

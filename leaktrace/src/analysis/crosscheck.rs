@@ -137,7 +137,13 @@ mod tests {
     const HERE: Processors = Processors { cpus: 2, nodes: 1 };
 
     fn slab(active: u64) -> SlabCache {
-        SlabCache { active_objects: active, total_objects: active, object_size: 256, objects_per_slab: 16 }
+        SlabCache {
+            active_objects: active,
+            total_objects: active,
+            object_size: 256,
+            objects_per_slab: 16,
+            pages: active / 16,
+        }
     }
 
     fn compare(net: i64, change: i64) -> Check {

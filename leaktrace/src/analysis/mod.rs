@@ -6,5 +6,6 @@ pub mod growth;
 pub mod holders;
 pub mod lifetime;
 pub mod linkage;
+pub mod triage;
 pub mod verdict;
 pub mod visibility;

@@ -12,6 +12,7 @@ mod saved;
 mod selftest;
 mod stop;
 mod trace;
+mod triage;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Diff(args)) => diff::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Triage(args)) => triage::run(&args),
         None => trace::run(&cli.trace),
     }
 }

@@ -19,6 +19,8 @@ pub struct SlabCache {
     pub object_size: u32,
     /// Objects in a slab.
     pub objects_per_slab: u32,
+    /// Pages that its slabs take.
+    pub pages: u64,
 }
 
 /// Reads `/proc/slabinfo` below `root`, by cache name.
@@ -43,6 +45,7 @@ fn parse_slabinfo(text: &str) -> Result<BTreeMap<String, SlabCache>> {
                 other.active_objects += cache.active_objects;
                 other.total_objects += cache.total_objects;
                 other.objects_per_slab = other.objects_per_slab.max(cache.objects_per_slab);
+                other.pages += cache.pages;
             })
             .or_insert(cache);
     }
@@ -54,7 +57,8 @@ fn parse_line(line: &str) -> Option<(String, SlabCache)> {
     let numbers = line.split(" : tunables").next()?;
     let mut fields = numbers.rsplit_ascii_whitespace_n(6)?;
     fields.reverse();
-    let [name, active, total, size, per_slab, _pages] = fields.as_slice() else { return None };
+    let [name, active, total, size, per_slab, pages_per_slab] = fields.as_slice() else { return None };
+    let slabs = || line.split(" : slabdata").nth(1)?.split_ascii_whitespace().nth(1)?.parse::<u64>().ok();
     Some((
         (*name).to_owned(),
         SlabCache {
@@ -62,6 +66,7 @@ fn parse_line(line: &str) -> Option<(String, SlabCache)> {
             total_objects: total.parse().ok()?,
             object_size: size.parse().ok()?,
             objects_per_slab: per_slab.parse().ok()?,
+            pages: slabs().unwrap_or(0).saturating_mul(pages_per_slab.parse().ok()?),
         },
     ))
 }
@@ -84,6 +89,47 @@ impl SplitLast for str {
         fields.push(rest);
         Some(fields)
     }
+}
+
+/// Reads `/sys/kernel/slab` below `root`, which has the same numbers in a file each: where slabinfo is masked.
+///
+/// # Errors
+/// When nothing of it can be read: it is for root only.
+pub fn read_sysfs(root: &Path) -> Result<BTreeMap<String, SlabCache>> {
+    let directory = root.join("sys/kernel/slab");
+    let unreadable = || format!("cannot read {}", directory.display());
+    let aliases = read_aliases(&directory);
+    let mut caches = BTreeMap::new();
+    for entry in fs::read_dir(&directory).with_context(unreadable)?.flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let number = |file: &str| -> Option<u64> {
+            fs::read_to_string(entry.path().join(file)).ok()?.split_ascii_whitespace().next()?.parse().ok()
+        };
+        let cache = || {
+            Some(SlabCache {
+                active_objects: number("objects")?,
+                total_objects: number("total_objects")?,
+                object_size: u32::try_from(number("slab_size")?).ok()?,
+                objects_per_slab: u32::try_from(number("objs_per_slab")?).ok()?,
+                pages: number("slabs")?.checked_shl(u32::try_from(number("order")?).ok()?)?,
+            })
+        };
+        let (Some(cache), Ok(name)) = (cache(), entry.file_name().into_string()) else { continue };
+        // What is merged has a name that nobody knows, and links to it with those of its caches.
+        let known = aliases.get(&name).and_then(|names| names.iter().min().cloned());
+        caches.insert(known.unwrap_or(name), cache);
+    }
+    ensure!(!caches.is_empty(), "{}: nothing in it can be read", directory.display());
+    Ok(caches)
+}
+
+/// The constructor of a cache's objects, `function [module]`: it tells whose cache it is (`mm/slub.c`, `ctor_show`).
+pub fn constructor(root: &Path, cache: &str) -> Option<String> {
+    let text = fs::read_to_string(root.join("sys/kernel/slab").join(cache).join("ctor")).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// What /sys/kernel/slab says of one cache.
@@ -173,7 +219,7 @@ kmalloc-64          6912   7040     64   64    1 : tunables    0    0    0 : sla
             (fuse.active_objects, fuse.total_objects, fuse.object_size, fuse.objects_per_slab),
             (10, 20, 152, 26)
         );
-        assert_eq!(caches["kmalloc-64"].active_objects, 6_912);
+        assert_eq!((caches["kmalloc-64"].active_objects, caches["kmalloc-64"].pages), (6_912, 110));
         assert!(parse_slabinfo("slabinfo - version: 1.1\n").is_err());
     }
 
@@ -196,6 +242,11 @@ kmalloc-64          6912   7040     64   64    1 : tunables    0    0    0 : sla
     fn reads_the_running_kernel() {
         let caches = read_slabinfo(Path::new("/")).unwrap();
         assert!(caches.contains_key("dentry") && caches.contains_key("kmalloc-64"));
+        let sysfs = read_sysfs(Path::new("/")).unwrap();
+        let (here, there) = (&caches["task_struct"], &sysfs["task_struct"]);
+        assert_eq!((here.object_size, here.objects_per_slab), (there.object_size, there.objects_per_slab));
+        assert!(here.pages.abs_diff(there.pages) < here.pages / 2, "{here:?} {there:?}");
+        assert!(constructor(Path::new("/"), "radix_tree_node").unwrap().starts_with("radix_tree_node_ctor"));
         let traits = read_traits(Path::new("/"), caches.keys().map(String::as_str));
         assert!(traits.values().any(|traits| traits.cpu_partial > 0));
         assert!(traits.values().any(|traits| !traits.aliases.is_empty()));

@@ -10,6 +10,7 @@ pub mod page;
 #[cfg(test)]
 pub mod sample;
 pub mod text;
+pub mod triage;
 pub mod unload;
 
 use std::{borrow::Cow, fmt::Write as _};

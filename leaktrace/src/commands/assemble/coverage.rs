@@ -166,7 +166,7 @@ pub(super) fn overhead(snapshot: &Snapshot, surroundings: &Surroundings) -> Over
 }
 
 /// CPU time of this process in seconds.
-fn own_cpu_s() -> f64 {
+pub(in crate::commands) fn own_cpu_s() -> f64 {
     // SAFETY: all-zero is a valid rusage, and the pointer is valid.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();

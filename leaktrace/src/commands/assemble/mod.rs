@@ -1,6 +1,6 @@
 //! From the snapshot and its surroundings to the report.
 
-mod coverage;
+pub(super) mod coverage;
 mod finding;
 mod judge;
 mod unload;

@@ -1,0 +1,238 @@
+//! Growth of processes: their memory, threads, number and page tables.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Culprit, Diagnosis, Kind, Observation, Process, Ranked,
+    growing::{FLOOR_KB, how},
+    language::Language,
+    ledger::Class,
+    trend::Trend,
+};
+use crate::units;
+
+/// Processes that are named at most of each kind.
+const NAMED: usize = 3;
+/// Processes of one name that grow together are told as one.
+const TOGETHER: usize = 3;
+/// Threads or processes by which something has to grow: all the time, or at once.
+const STEADY_COUNT: f64 = 8.0;
+const STEP_COUNT: f64 = 50.0;
+/// kB that a thread takes at least: its stack, and what describes it.
+const THREAD_KB: f64 = 24.0;
+/// kB that a process takes at least.
+const PROCESS_KB: f64 = 100.0;
+
+/// Those whose trend rises by `floor`, the largest growth first.
+pub(super) fn growers(trends: BTreeMap<u32, Trend>, floor: f64) -> Vec<(u32, Trend)> {
+    let mut growers: Vec<_> = trends.into_iter().filter(|(_, trend)| trend.change() >= floor).collect();
+    growers.sort_by(|a, b| b.1.change().total_cmp(&a.1.change()));
+    growers
+}
+
+/// Processes whose memory grows: the largest ones, or many of one name together.
+pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
+    let growers = growers(seen.process_trends(|process| f64::from(process.anon_kb)), FLOOR_KB / 8.0);
+    let mut by_name: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for &(pid, _) in &growers {
+        by_name.entry(seen.comm(pid)).or_default().push(pid);
+    }
+    let mut found = Vec::new();
+    let mut told = Vec::new();
+    for &(pid, trend) in &growers {
+        if found.len() >= NAMED {
+            break;
+        }
+        let name = seen.comm(pid);
+        let same = &by_name[name];
+        let together = together(seen, same);
+        if same.len() >= TOGETHER && together.change() > 2.0 * trend.change() {
+            if together.change() >= FLOOR_KB && !told.contains(&name) {
+                told.push(name);
+                found.push(family(seen, name, same, &together));
+            }
+        } else if trend.change() >= FLOOR_KB {
+            found.push(one(seen, pid, &trend));
+        }
+    }
+    found
+}
+
+/// The trend of several processes together.
+fn together(seen: &Observation, pids: &[u32]) -> Trend {
+    seen.trend(|look| {
+        let those = look.processes.iter().filter(|process| pids.contains(&process.pid));
+        Some(those.map(|process| f64::from(process.anon_kb)).sum())
+    })
+}
+
+fn one(seen: &Observation, pid: u32, trend: &Trend) -> Ranked {
+    let details = seen.details.get(&pid);
+    let program = details.and_then(|details| details.program.as_ref());
+    let language = program.map(Language::of);
+    let runs_on = language.map_or_else(String::new, |language| format!(", {}", language.name()));
+    let swapped = seen.last().processes.iter().find(|process| process.pid == pid).map_or(0, |p| p.swap_kb);
+    let swapped = if swapped > 0 {
+        format!(" ({} of it swapped out)", units::bytes(f64::from(swapped) * 1_024.0))
+    } else {
+        String::new()
+    };
+    let text = format!(
+        "{} (pid {pid}{runs_on}): its own memory {}, to {}{swapped}.",
+        seen.comm(pid),
+        how(trend, seen.duration_s()),
+        units::bytes(trend.after * 1_024.0),
+    );
+    let mut next = match (language, program) {
+        (Some(language), Some(program)) => language.next(pid, program),
+        _ => vec![format!("heaptrack --pid {pid}   (of native code)")],
+    };
+    next.push(format!("leaktrace triage --pid {pid}"));
+    let culprit = Culprit { pid: Some(pid), comm: Some(seen.comm(pid).into()), ..Culprit::default() };
+    (trend.change(), Diagnosis::new(Kind::ProcessMemory, culprit, text, next).grown(trend))
+}
+
+fn family(seen: &Observation, name: &str, pids: &[u32], trend: &Trend) -> Ranked {
+    let text = format!(
+        "{} processes named {name}: their own memory {}, to {}.",
+        units::count(pids.len() as u64),
+        how(trend, seen.duration_s()),
+        units::bytes(trend.after * 1_024.0)
+    );
+    let next = vec![format!("leaktrace triage --pid {}   (one of them)", pids[0])];
+    let culprit = Culprit { comm: Some(name.into()), ..Culprit::default() };
+    (trend.change(), Diagnosis::new(Kind::ProcessMemory, culprit, text, next).grown(trend))
+}
+
+/// Processes that start threads and keep them.
+pub(super) fn threads(seen: &Observation) -> Vec<Ranked> {
+    let growers = growers(seen.process_trends(|process| f64::from(process.threads)), STEADY_COUNT);
+    let worth = growers.into_iter().filter(|(_, trend)| trend.steady || trend.change() >= STEP_COUNT);
+    worth
+        .take(NAMED)
+        .map(|(pid, trend)| {
+            let text = format!(
+                "{} (pid {pid}) has {} threads more than {} ago, {} in all. Each has a stack in the kernel, and one of its own.",
+                seen.comm(pid),
+                units::count(trend.change() as u64),
+                units::seconds(seen.duration_s()),
+                units::count(trend.after as u64)
+            );
+            let next = vec![format!("gdb -p {pid} -batch -ex 'thread apply all bt' | sort | uniq -c | sort -n   (what they wait for)")];
+            let culprit = Culprit { pid: Some(pid), comm: Some(seen.comm(pid).into()), ..Culprit::default() };
+            (trend.change() * THREAD_KB, counted(Kind::Threads, culprit, text, next, &trend, THREAD_KB))
+        })
+        .collect()
+}
+
+/// A diagnosis of something that is counted, each taking some kB.
+pub(super) fn counted(
+    kind: Kind,
+    culprit: Culprit,
+    text: String,
+    next: Vec<String>,
+    trend: &Trend,
+    each_kb: f64,
+) -> Diagnosis {
+    let kb = Trend {
+        before: trend.before * each_kb,
+        after: trend.after * each_kb,
+        per_s: trend.per_s * each_kb,
+        steady: trend.steady,
+    };
+    let mut diagnosis = Diagnosis::new(kind, culprit, text, next).grown(&kb);
+    diagnosis.count_grown = Some(trend.change() as i64);
+    diagnosis
+}
+
+/// Names of which there are more and more processes.
+pub(super) fn processes(seen: &Observation) -> Vec<Ranked> {
+    let mut names: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+    for identity in seen.names.values() {
+        names.entry(&identity.comm).or_default();
+    }
+    for look in &seen.looks {
+        let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
+        for process in &look.processes {
+            *counts.entry(seen.comm(process.pid)).or_default() += 1.0;
+        }
+        for (name, points) in &mut names {
+            points.push((look.at_s, counts.get(name).copied().unwrap_or(0.0)));
+        }
+    }
+    let mut growing: Vec<_> = names.into_iter().map(|(name, points)| (name, Trend::of(&points))).collect();
+    growing.retain(|(_, trend)| trend.change() >= if trend.steady { STEADY_COUNT } else { STEP_COUNT });
+    growing.sort_by(|a, b| b.1.change().total_cmp(&a.1.change()));
+    growing
+        .into_iter()
+        .take(NAMED)
+        .map(|(name, trend)| {
+            let zombies = zombies(seen, name);
+            let dead = if zombies > 0 {
+                format!(
+                    " {} of them have ended, and wait for their parent to ask for their status.",
+                    units::count(zombies)
+                )
+            } else {
+                String::new()
+            };
+            let text = format!(
+                "There are {} processes named {name} more than {} ago, {} in all.{dead}",
+                units::count(trend.change() as u64),
+                units::seconds(seen.duration_s()),
+                units::count(trend.after as u64)
+            );
+            let next = vec![
+                "ps -eo pid,ppid,stat,etime,comm --sort=start_time | tail -50   (who is their parent)".into(),
+            ];
+            let culprit = Culprit { comm: Some(name.into()), ..Culprit::default() };
+            (trend.change() * PROCESS_KB, counted(Kind::Processes, culprit, text, next, &trend, PROCESS_KB))
+        })
+        .collect()
+}
+
+/// Processes of a name that have ended and were not waited for.
+fn zombies(seen: &Observation, name: &str) -> u64 {
+    let there = |process: &&Process| {
+        seen.names.get(&process.pid).is_some_and(|identity| identity.comm == name && identity.state == 'Z')
+    };
+    seen.last().processes.iter().filter(there).count() as u64
+}
+
+/// Processes whose page tables grow.
+pub(super) fn page_tables(seen: &Observation) -> Vec<Ranked> {
+    let total = seen.class_trend(Class::PageTables);
+    if total.change() < FLOOR_KB {
+        return Vec::new();
+    }
+    let growers = growers(seen.process_trends(|process| f64::from(process.page_tables_kb)), FLOOR_KB);
+    let found: Vec<Ranked> = growers
+        .into_iter()
+        .take(NAMED)
+        .map(|(pid, trend)| {
+            let address_space =
+                seen.last().processes.iter().find(|process| process.pid == pid).map_or(0, |process| process.vsz_kb);
+            let text = format!(
+                "{} (pid {pid}): its page tables {}, to {}, for {} of address space. It touches memory far apart, or maps \
+                 much that many share; a page table is 4 KiB for each 2 MiB in which a page was touched.",
+                seen.comm(pid),
+                how(&trend, seen.duration_s()),
+                units::bytes(trend.after * 1_024.0),
+                units::bytes(address_space as f64 * 1_024.0)
+            );
+            let next = vec![format!("leaktrace triage --pid {pid}"), "huge pages for what is shared and large".into()];
+            let culprit = Culprit { pid: Some(pid), comm: Some(seen.comm(pid).into()), ..Culprit::default() };
+            (trend.change(), Diagnosis::new(Kind::PageTables, culprit, text, next).grown(&trend))
+        })
+        .collect();
+    if !found.is_empty() {
+        return found;
+    }
+    let text = format!(
+        "Memory of page tables {}, to {}; no single process has it.",
+        how(&total, seen.duration_s()),
+        units::bytes(total.after * 1_024.0)
+    );
+    let next = vec!["grep -H VmPTE /proc/[0-9]*/status | sort -k2n | tail".into()];
+    vec![(total.change(), Diagnosis::new(Kind::PageTables, Culprit::default(), text, next).grown(&total))]
+}

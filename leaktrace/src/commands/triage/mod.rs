@@ -1,0 +1,250 @@
+//! `leaktrace triage`: who has the memory, before anything is traced.
+
+mod assemble;
+mod depth;
+mod look;
+mod process;
+mod watch;
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::time::Instant;
+
+use self::{depth::Openers, look::Looker, process::Subject, watch::Screen};
+use super::{
+    assemble::coverage::own_cpu_s,
+    output::{self, Output},
+    stop::Stop,
+};
+use crate::{
+    analysis::triage::{Look, Observation},
+    cli::{Format, TriageArgs},
+    kernel::machine::Machine,
+    proc::{
+        modules,
+        profile::{self, Places},
+    },
+    report::{
+        page::WIDTH,
+        text::Style,
+        triage::{model, model::Triage, process as process_report, text},
+    },
+};
+
+/// Looks in a window.
+const LOOKS: u32 = 10;
+/// Time between two looks.
+const SHORTEST: Duration = Duration::from_millis(200);
+const LONGEST: Duration = Duration::from_secs(10);
+/// Looks that are kept: of a long window every second one is dropped, again and again.
+const KEPT: usize = 24;
+
+/// Looks, and tells.
+///
+/// # Errors
+/// When nothing can be read of /proc, there is no such process, or the answer cannot be written.
+pub(super) fn run(args: &TriageArgs) -> Result<ExitCode> {
+    let output = Output::open(args.output.as_deref())?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let _guard = runtime.enter();
+    let stop = Stop::new().context("cannot catch signals")?;
+    let root = Path::new("/");
+    let style = Style {
+        colour: output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        verbose: args.verbose,
+        top: args.top as usize,
+        width: if matches!(output, Output::Stdout) { output::width() } else { WIDTH },
+    };
+    if args.watch {
+        runtime.block_on(watch(root, args, &stop, &style))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let answer = match args.pid {
+        Some(pid) => {
+            let answer = runtime.block_on(one(root, pid, args.duration, &stop))?;
+            match args.format {
+                Format::Json => serde_json::to_string_pretty(&answer).context("cannot write JSON")? + "\n",
+                Format::Text => process_report::render(&answer, &style),
+            }
+        }
+        None => {
+            let mut session = Session::new(root)?;
+            runtime.block_on(session.run(args.duration, &stop))?;
+            let answer = session.answer();
+            match args.format {
+                Format::Json => serde_json::to_string_pretty(&answer).context("cannot write JSON")? + "\n",
+                Format::Text => text::render(&answer, &style),
+            }
+        }
+    };
+    output.write(&answer)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Time between two looks of a window.
+fn interval(duration: Duration) -> Duration {
+    (duration / LOOKS).clamp(SHORTEST, LONGEST)
+}
+
+/// Looks at one process for a while.
+async fn one(root: &Path, pid: u32, duration: Duration, stop: &Stop) -> Result<process_report::InDepth> {
+    let started = Instant::now();
+    let mut subject = Subject::new(root, pid)?;
+    let mut next = started;
+    while next < started + duration {
+        next = (next + interval(duration)).min(started + duration);
+        let stopped = stop.wait_until(next).await;
+        if !subject.look(started.elapsed().as_secs_f64()) || stopped {
+            break;
+        }
+    }
+    Ok(subject.answer())
+}
+
+/// Shows an answer again and again, until it is stopped.
+async fn watch(root: &Path, args: &TriageArgs, stop: &Stop, style: &Style) -> Result<()> {
+    let mut screen = Screen::open()?;
+    let window = args.duration.max(Duration::from_secs(2));
+    let every = interval(window).max(Duration::from_secs(1));
+    let mut session = Session::new(root)?;
+    loop {
+        let answer = session.answer();
+        let width = output::width();
+        screen.show(&text::render(&answer, &Style { width, ..*style }))?;
+        if stop.wait_until(Instant::now() + every).await {
+            return Ok(());
+        }
+        session.look()?;
+        session.forget_before(window);
+    }
+}
+
+/// The looks so far.
+struct Session<'a> {
+    root: &'a Path,
+    looker: Looker,
+    openers: Openers,
+    seen: Observation,
+    machine: Option<Machine>,
+    started: String,
+    /// What the kernel's own accounts had at first.
+    places: Option<Places>,
+    /// Since how many looks one is kept of so many.
+    every: usize,
+    looks: usize,
+}
+
+impl<'a> Session<'a> {
+    /// Takes the first look.
+    fn new(root: &'a Path) -> Result<Self> {
+        let machine = Machine::current().ok();
+        let cpus = machine.as_ref().map_or(1, |machine| machine.online_cpus);
+        let mut session = Self {
+            root,
+            looker: Looker::new(root),
+            openers: Openers::default(),
+            seen: Observation { page_kb: look::page_kb(), cpus, ..Observation::default() },
+            machine,
+            started: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+            places: places(root),
+            every: 1,
+            looks: 0,
+        };
+        session.look()?;
+        Ok(session)
+    }
+
+    /// Takes looks until a time has passed or a signal comes.
+    async fn run(&mut self, duration: Duration, stop: &Stop) -> Result<()> {
+        let started = Instant::now();
+        let mut next = started;
+        while next < started + duration {
+            next = (next + interval(duration)).min(started + duration);
+            let stopped = stop.wait_until(next).await;
+            self.look()?;
+            if stopped {
+                break;
+            }
+            // A slow look must not be followed by another at once.
+            next = next.max(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn look(&mut self) -> Result<()> {
+        let look = self.looker.look()?;
+        if let Some(before) = self.seen.looks.last() {
+            self.openers.note(self.root, before, &look);
+        }
+        self.looks += 1;
+        // The last look stays until the next: of those before it, one in so many.
+        if self.seen.looks.len() > 1 && !(self.looks - 2).is_multiple_of(self.every) {
+            self.seen.looks.pop();
+        }
+        self.seen.looks.push(look);
+        if self.seen.looks.len() > KEPT {
+            self.thin();
+        }
+        Ok(())
+    }
+
+    /// Drops every second look; the first and the last stay.
+    fn thin(&mut self) {
+        let last = self.seen.looks.len() - 1;
+        let mut index = 0;
+        self.seen.looks.retain(|_| {
+            index += 1;
+            (index - 1) % 2 == 0 || index - 1 == last
+        });
+        self.every *= 2;
+    }
+
+    /// Drops looks that are older than a window.
+    fn forget_before(&mut self, window: Duration) {
+        let now = self.seen.last().at_s;
+        let old = |look: &&Look| now - look.at_s > window.as_secs_f64();
+        let drop = self.seen.looks.iter().take_while(old).count();
+        self.seen.looks.drain(..drop.min(self.seen.looks.len() - 1));
+    }
+
+    /// Looks in depth where it is worth it, and puts the answer together.
+    fn answer(&mut self) -> Triage {
+        self.seen.names.clone_from(&self.looker.names);
+        self.seen.details = depth::details(self.root, &self.seen, &self.openers);
+        let modules = modules::read(self.root).unwrap_or_default();
+        depth::caches(self.root, &mut self.seen, &modules);
+        self.seen.places = self.places.clone().zip(places(self.root));
+        let mut answer = assemble::triage(self.root, &self.seen, &self.looker, &modules);
+        if let Some(machine) = &self.machine {
+            answer.kernel.clone_from(&machine.release);
+            answer.architecture.clone_from(&machine.architecture);
+            answer.cpus = machine.online_cpus;
+        }
+        answer.window = model::Window {
+            started: self.started.clone(),
+            duration_s: self.seen.duration_s(),
+            looks: self.seen.looks.len(),
+        };
+        answer.cost = model::Cost {
+            cpu_s: own_cpu_s(),
+            slowest_look_ms: self.looker.slowest_ms,
+            peak_rss_kb: assemble::peak_rss_kb(self.root),
+        };
+        answer
+    }
+}
+
+/// What the kernel's own accounts have, where it keeps them: by place in its source, else by function.
+fn places(root: &Path) -> Option<Places> {
+    if let Ok(places) = profile::allocinfo(root)
+        && !places.is_empty()
+    {
+        return Some(places);
+    }
+    let pages = profile::page_owners(root).ok().filter(|places| !places.is_empty())?;
+    let bytes = look::page_kb() * 1_024;
+    Some(pages.into_iter().map(|(place, pages)| (place, pages.saturating_mul(bytes))).collect())
+}

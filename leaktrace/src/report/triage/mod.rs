@@ -1,0 +1,5 @@
+//! The answer of `leaktrace triage`: its model, which is the JSON schema, and its text.
+
+pub mod model;
+pub mod process;
+pub mod text;
