@@ -19,12 +19,14 @@ pub(super) fn all(seen: &Observation) -> Vec<Ranked> {
         return Vec::new();
     }
     let files = files::fds(seen);
-    let mut all = processes::memory(seen);
-    all.extend(processes::threads(seen));
+    let mut all = processes::threads(seen);
     all.extend(processes::processes(seen));
+    let mut explained = files.explained;
+    explained.extend(processes::explained(&all));
+    all.extend(processes::memory(seen));
     all.extend(processes::page_tables(seen));
     all.extend(files::shmem(seen));
-    all.extend(kernel::slab(seen, &files.explained));
+    all.extend(kernel::slab(seen, &explained));
     all.extend(files.found);
     all.extend(kernel::vmalloc(seen));
     all.extend(kernel::unaccounted(seen));

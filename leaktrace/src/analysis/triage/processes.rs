@@ -1,6 +1,6 @@
 //! Growth of processes: their memory, threads, number and page tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{
     Culprit, Diagnosis, Kind, Observation, Process, Ranked,
@@ -38,20 +38,32 @@ pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
         by_name.entry(seen.comm(pid)).or_default().push(pid);
     }
     let mut found = Vec::new();
-    let mut told = Vec::new();
+    // Of each name that was met: whether it is told as one.
+    let mut told: BTreeMap<&str, bool> = BTreeMap::new();
     for &(pid, trend) in &growers {
         if found.len() >= NAMED {
             break;
         }
         let name = seen.comm(pid);
-        let same = &by_name[name];
-        let together = together(seen, same);
-        if same.len() >= TOGETHER && together.change() > 2.0 * trend.change() {
-            if together.change() >= FLOOR_KB && !told.contains(&name) {
-                told.push(name);
+        let as_one = *told.entry(name).or_insert_with(|| {
+            let same = &by_name[name];
+            if same.len() < TOGETHER {
+                return false;
+            }
+            let together = together(seen, same);
+            let as_one = together.change() > 2.0 * trend.change();
+            // Where most of them are new it is their number that grows.
+            let before = &seen.first().processes;
+            let new = same
+                .iter()
+                .filter(|pid| before.binary_search_by_key(*pid, |process| process.pid).is_err())
+                .count();
+            if as_one && new * 2 <= same.len() && together.change() >= FLOOR_KB {
                 found.push(family(seen, name, same, &together));
             }
-        } else if trend.change() >= FLOOR_KB {
+            as_one
+        });
+        if !as_one && trend.change() >= FLOOR_KB {
             found.push(one(seen, pid, &trend));
         }
     }
@@ -60,6 +72,7 @@ pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
 
 /// The trend of several processes together.
 fn together(seen: &Observation, pids: &[u32]) -> Trend {
+    let pids: HashSet<u32> = pids.iter().copied().collect();
     seen.trend(|look| {
         let those = look.processes.iter().filter(|process| pids.contains(&process.pid));
         Some(those.map(|process| f64::from(process.anon_kb)).sum())
@@ -191,6 +204,32 @@ pub(super) fn processes(seen: &Observation) -> Vec<Ranked> {
         .collect()
 }
 
+/// Slab caches of which each thread or process has objects.
+const OF_PROCESSES: [&str; 16] = [
+    "task_struct",
+    "thread_stack",
+    "mm_struct",
+    "vm_area_struct",
+    "vma_lock",
+    "maple_node",
+    "anon_vma",
+    "anon_vma_chain",
+    "sighand_cache",
+    "signal_cache",
+    "files_cache",
+    "fs_cache",
+    "cred",
+    "cred_jar",
+    "pid",
+    "task_delay_info",
+];
+
+/// Slab caches that grew because there are more threads and processes.
+pub(super) fn explained(found: &[Ranked]) -> Vec<String> {
+    let more = found.iter().any(|(_, diagnosis)| matches!(diagnosis.kind, Kind::Threads | Kind::Processes));
+    if more { OF_PROCESSES.iter().map(|&name| name.to_owned()).collect() } else { Vec::new() }
+}
+
 /// Processes of a name that have ended and were not waited for.
 fn zombies(seen: &Observation, name: &str) -> u64 {
     let there = |process: &&Process| {
@@ -227,6 +266,11 @@ pub(super) fn page_tables(seen: &Observation) -> Vec<Ranked> {
         .collect();
     if !found.is_empty() {
         return found;
+    }
+    // Each process has some.
+    let processes = seen.trend(|look| Some(look.processes.len() as f64));
+    if processes.change() >= STEP_COUNT {
+        return Vec::new();
     }
     let text = format!(
         "Memory of page tables {}, to {}; no single process has it.",
