@@ -218,7 +218,7 @@ fn all_memory_is_in_the_ledger() {
     assert_eq!(triage["schema"], "leaktrace.triage/1");
     let total = number(&triage["memory"]["total_kb"]);
     let sum: f64 = triage["ledger"].as_array().unwrap().iter().map(|row| number(&row["after_kb"])).sum();
-    assert_eq!(sum, total);
+    assert!((sum - total).abs() < 0.5, "{sum} of {total}");
     let left = number(&row(&triage, "unaccounted")["after_kb"]);
     assert!(left.abs() < total * 0.03, "{left} of {total}");
     assert!(!triage["diagnosis"].as_array().unwrap().is_empty());
@@ -381,6 +381,19 @@ fn watching_shows_one_answer_after_the_other() {
     assert!((3..=5).contains(&text.matches("Where memory is").count()), "{text}");
     // No terminal, no control sequences.
     assert!(!text.contains('\u{1b}'));
+}
+
+#[test]
+fn a_terminal_is_given_back() {
+    let _turn = turn();
+    let command = format!("timeout --signal INT 2.5 {} triage --watch --duration 2", leaktrace().display());
+    let output =
+        Command::new("script").args(["-qec", &command, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (enter, leave) = (text.find("\u{1b}[?1049h"), text.rfind("\u{1b}[?1049l"));
+    assert!(enter.is_some() && enter < leave, "{text}");
+    assert!(text.trim_end().ends_with("\u{1b}[?25h\u{1b}[?1049l"), "{text}");
+    assert!(text.matches("Where memory is").count() >= 2 && text.contains("Ctrl-C ends"), "{text}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Files of named numbers, one a line: /proc/meminfo, /proc/vmstat, smaps_rollup, memory.stat of a cgroup.
+//! Files of named numbers, one a line: /proc/meminfo, /proc/vmstat, `smaps_rollup`, `memory.stat` of a cgroup.
 
 use std::path::Path;
 

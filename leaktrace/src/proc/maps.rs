@@ -1,4 +1,4 @@
-//! /proc/PID/smaps, maps and smaps_rollup: what a process's memory consists of.
+//! /proc/PID/smaps, maps and `smaps_rollup`: what a process's memory consists of.
 //!
 //! The procfs crate gives up on a whole file for one path that is no UTF-8, and such a process is just as
 //! suspect.

@@ -1,5 +1,5 @@
 //! What kernels that account for every allocation say: /proc/allocinfo (6.10 and later), and
-//! page_owner's stacks (6.8 and later). Few kernels have either switched on.
+//! `page_owner`'s stacks (6.8 and later). Few kernels have either switched on.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +46,7 @@ fn allocation(line: &str) -> Option<(String, u64)> {
     (bytes > 0).then_some((out, bytes))
 }
 
-/// Functions that stand between page_owner and who asked for a page.
+/// Functions that stand between `page_owner` and who asked for a page.
 const ALLOCATORS: [&str; 16] = [
     "__set_page_owner",
     "set_page_owner",
@@ -66,7 +66,7 @@ const ALLOCATORS: [&str; 16] = [
     "alloc_pages_bulk",
 ];
 
-/// Pages in use by the function that asked for them, of page_owner's stacks (`mm/page_owner.c`,
+/// Pages in use by the function that asked for them, of `page_owner`'s stacks (`mm/page_owner.c`,
 /// `stack_print`), which are in debugfs.
 ///
 /// # Errors
@@ -90,7 +90,7 @@ pub fn page_owners(root: &Path) -> io::Result<Places> {
     Ok(places)
 }
 
-/// A line of page_owner's stacks.
+/// A line of `page_owner`'s stacks.
 #[derive(Debug, PartialEq, Eq)]
 enum StackLine {
     Frame(String),

@@ -149,10 +149,9 @@ impl Reader {
                     processes.hidden_fds += usize::from(found.fds.is_none());
                     processes.found.push(found);
                 }
-                Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => processes.hidden += 1,
                 // It has ended.
-                Err(_) => {}
+                Ok(None) | Err(_) => {}
             }
         }
         processes.found.sort_unstable_by_key(|found| found.pid);

@@ -4,6 +4,7 @@ mod module;
 mod paths;
 mod peer;
 mod trace;
+mod triage;
 mod verdict;
 
 use std::{fs, process::ExitCode};
@@ -13,13 +14,14 @@ use anyhow::Result;
 /// A test: its name, and what it does; true when it is right.
 type Test = (&'static str, fn() -> Result<bool>);
 
-const TESTS: [Test; 7] = [
+const TESTS: [Test; 8] = [
     ("every path, by fentry", || paths::test(paths::Hooked::Fentry)),
     ("every path, by kprobes", || paths::test(paths::Hooked::Kprobe)),
     ("every path, without either", || paths::test(paths::Hooked::Not)),
     ("ten thousand objects freed without a tracepoint", peer::test),
     ("interrupts in the middle", module::storm),
     ("a leak, with a clock that is set and a tool that is stopped", verdict::test),
+    ("triage of a driver that leaks", triage::test),
     ("the four largest leaks of a module, and its removal", module::test),
 ];
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use leaktrace_tests::driver;
 
-const LEAKTRACE: &str = "/guest/leaktrace";
+pub const LEAKTRACE: &str = "/guest/leaktrace";
 
 /// A trace that is going on.
 pub struct Trace {

@@ -141,6 +141,54 @@ pub fn is_shared(name: &str) -> bool {
     kmalloc(name).is_some()
 }
 
+/// What is known of a cache beside its numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nature {
+    /// Whether the kernel shrinks it when memory is short.
+    pub reclaimable: bool,
+    /// Other caches whose objects are in this one: the kernel merges caches alike.
+    pub aliases: Vec<String>,
+    /// The module that it belongs to, or one of those merged with it does.
+    pub owner: Option<Owner>,
+}
+
+impl Nature {
+    /// What the objects are, unless they may be any of several things.
+    pub fn purpose(&self, name: &str) -> Option<&'static str> {
+        if self.aliases.is_empty() || is_shared(name) { purpose(name) } else { None }
+    }
+}
+
+/// Whose a cache is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The module.
+    pub module: String,
+    /// How that is known.
+    pub known: Known,
+    /// Which of the merged caches is the module's; `None` for the one that the kernel names.
+    pub alias: Option<String>,
+}
+
+/// The owner of a cache or, if there is but one, of those merged with it.
+pub fn owner_of_merged<'a>(
+    cache: &str,
+    aliases: &[String],
+    constructor: Option<&str>,
+    modules: &(impl Iterator<Item = &'a str> + Clone),
+) -> Option<Owner> {
+    let owned = |name: &str, alias: Option<&String>, constructor: Option<&str>| {
+        let (module, known) = owner(name, constructor, modules.clone())?;
+        Some(Owner { module, known, alias: alias.cloned() })
+    };
+    if let Some(owner) = owned(cache, None, constructor) {
+        return Some(owner);
+    }
+    let mut others = aliases.iter().filter_map(|alias| owned(alias, Some(alias), None));
+    let first = others.next()?;
+    others.all(|other| other.module == first.module).then_some(first)
+}
+
 /// How it is known whose a cache is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {
@@ -151,14 +199,14 @@ pub enum Known {
 }
 
 /// The module that owns a cache, of those loaded.
-pub fn owner<'a>(
+fn owner(
     cache: &str,
-    constructor: Option<&'a str>,
-    modules: impl Iterator<Item = &'a str>,
-) -> Option<(&'a str, Known)> {
+    constructor: Option<&str>,
+    modules: impl Iterator<Item = impl AsRef<str>>,
+) -> Option<(String, Known)> {
     let by_constructor = constructor
         .and_then(|text| text.rsplit_once(" [")?.1.strip_suffix(']'))
-        .map(|module| (module, Known::ByConstructor));
+        .map(|module| (module.to_owned(), Known::ByConstructor));
     if by_constructor.is_some() {
         return by_constructor;
     }
@@ -166,10 +214,11 @@ pub fn owner<'a>(
         return None;
     }
     let plain = cache.replace(['-', ' '], "_");
-    let begins = |module: &&str| {
-        plain.strip_prefix(*module).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    let begins = |module: &str| {
+        plain.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
     };
-    modules.filter(begins).max_by_key(|module| module.len()).map(|module| (module, Known::ByName))
+    let longest = modules.filter(|module| begins(module.as_ref())).max_by_key(|module| module.as_ref().len());
+    longest.map(|module| (module.as_ref().to_owned(), Known::ByName))
 }
 
 #[cfg(test)]
@@ -194,11 +243,32 @@ mod tests {
     fn owners_are_found() {
         let modules = ["nf", "nf_conntrack", "leakdrv", "kvm"];
         let own = |cache, constructor| owner(cache, constructor, modules.into_iter());
-        assert_eq!(own("nf_conntrack_expect", None), Some(("nf_conntrack", Known::ByName)));
-        assert_eq!(own("leakdrv", None), Some(("leakdrv", Known::ByName)));
+        assert_eq!(own("nf_conntrack_expect", None), Some(("nf_conntrack".into(), Known::ByName)));
+        assert_eq!(own("leakdrv", None), Some(("leakdrv".into(), Known::ByName)));
         assert_eq!(own("kvmalloc", None), None);
         assert_eq!(own("kmalloc-64", None), None);
-        assert_eq!(own("foo_inode", Some("init_once+0x0/0x10 [foo]")), Some(("foo", Known::ByConstructor)));
+        assert_eq!(
+            own("foo_inode", Some("init_once+0x0/0x10 [foo]")),
+            Some(("foo".into(), Known::ByConstructor))
+        );
         assert_eq!(own("foo_inode", Some("init_once+0x0/0x10")), None);
+    }
+
+    #[test]
+    fn owners_of_merged_caches_are_found() {
+        let own = |aliases: &[&str]| {
+            let aliases: Vec<_> = aliases.iter().map(|&alias| alias.to_owned()).collect();
+            owner_of_merged("numa_policy", &aliases, None, &["leakdrv", "kvm"].into_iter())
+        };
+        let leakdrv =
+            Owner { module: "leakdrv".into(), known: Known::ByName, alias: Some("leakdrv_cache".into()) };
+        assert_eq!(own(&["dio", "leakdrv_cache"]), Some(leakdrv));
+        assert_eq!(own(&["kvm_vcpu", "leakdrv_cache"]), None);
+        assert_eq!(own(&[]), None);
+        let nature = Nature { aliases: vec!["x".into()], ..Nature::default() };
+        assert_eq!(
+            (nature.purpose("numa_policy"), Nature::default().purpose("numa_policy")),
+            (None, Some("NUMA policies"))
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Growth by open files, and of files in memory.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::{
     Culprit, Details, Diagnosis, Kind, Observation, Ranked,
@@ -86,14 +86,15 @@ fn one(seen: &Observation, pid: u32, trend: &Trend, (caches, slab_kb): (&[&str],
     }
     if slab_kb >= 64.0 {
         let grew = units::bytes(slab_kb * 1_024.0);
-        text += &format!(" The slab caches behind them grew with them, by {grew}: {}.", caches.join(", "));
+        let _ =
+            write!(text, " The slab caches behind them grew with them, by {grew}: {}.", caches.join(", "));
     }
     if let Some(limit) = details.max_fds
         && trend.per_s > 0.0
         && trend.after < limit as f64
     {
         let left = units::seconds((limit as f64 - trend.after) / trend.per_s);
-        text += &format!(" At this rate it reaches its limit of {} in {left}.", units::count(limit));
+        let _ = write!(text, " At this rate it reaches its limit of {} in {left}.", units::count(limit));
     }
     let next = match kind.as_ref().map(|(kind, _)| kind.as_str()) {
         Some("socket") => vec![

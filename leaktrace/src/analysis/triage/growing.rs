@@ -59,7 +59,8 @@ pub(super) fn how(trend_kb: &Trend, duration_s: f64) -> String {
 
 /// The rank of growth that the kernel can take back.
 pub(super) fn harmless(change_kb: f64) -> f64 {
-    (change_kb * HARMLESS).min(HARMLESS_CAP_KB)
+    // The larger of two first, although both are capped.
+    (change_kb * HARMLESS).min(HARMLESS_CAP_KB) + change_kb * 1e-6
 }
 
 fn page_cache(seen: &Observation) -> Option<Ranked> {

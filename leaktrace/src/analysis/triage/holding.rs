@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Culprit, Diagnosis, Kind, Observation, caches, kernel::module_of, ledger::Class};
+use super::{Culprit, Diagnosis, Kind, Observation, kernel::module_of, ledger::Class};
 use crate::units;
 
 /// Share of all memory from which a class is spoken of; of the kernel's own, and of what is nobody's.
@@ -98,7 +98,7 @@ fn holder(seen: &Observation, class: Class, kb: i64) -> Option<Diagnosis> {
             format!("The {} has {size}. That is normal, and counts as available.", class.title()),
             Vec::new(),
         ),
-        Class::SlabReclaimable | Class::SlabUnreclaimable => slab(seen, class, &size)?,
+        Class::SlabReclaimable | Class::SlabUnreclaimable => slab(seen, class, &size),
         Class::Vmalloc => {
             let callers = seen.last().callers.iter().flatten();
             let most = callers.max_by_key(|(_, areas)| areas.pages);
@@ -141,25 +141,25 @@ fn unaccounted(seen: &Observation, size: &str) -> Parts {
     )
 }
 
-fn slab(seen: &Observation, class: Class, size: &str) -> Option<Parts> {
+fn slab(seen: &Observation, class: Class, size: &str) -> Parts {
     let wanted = class == Class::SlabReclaimable;
     let kind = if wanted { Kind::SlabReclaimable } else { Kind::Slab };
     let caches = seen.last().caches.iter().flatten();
-    let of_class = caches.filter(|(name, _)| seen.reclaimable.contains(*name) == wanted);
+    let of_class = caches.filter(|(name, _)| seen.nature(name).reclaimable == wanted);
     let Some((name, cache)) = of_class.max_by_key(|(_, cache)| cache.pages) else {
         let text = format!("Memory of {} is {size}.", class.title());
-        return Some((kind, Culprit::default(), text, vec!["sudo leaktrace triage".into()]));
+        return (kind, Culprit::default(), text, vec!["sudo leaktrace triage".into()]);
     };
-    let purpose = caches::purpose(name).map_or_else(String::new, |purpose| format!(" ({purpose})"));
+    let purpose = seen.nature(name).purpose(name).map_or_else(String::new, |purpose| format!(" ({purpose})"));
     let text = format!(
         "Memory of {} is {size}; most has {name}{purpose} with {}.{}",
         class.title(),
         units::bytes((cache.pages * seen.page_kb) as f64 * 1_024.0),
         if wanted { " The kernel shrinks it when memory is short." } else { "" }
     );
-    let owner = seen.owners.get(name).map(|(module, _)| module.clone());
+    let owner = seen.nature(name).owner.map(|owner| owner.module);
     let next = vec![format!("sudo leaktrace --cache '{name}' --duration 60")];
-    Some((kind, Culprit { cache: Some(name.clone()), module: owner, ..Culprit::default() }, text, next))
+    (kind, Culprit { cache: Some(name.clone()), module: owner, ..Culprit::default() }, text, next)
 }
 
 fn kind(class: Class) -> Kind {

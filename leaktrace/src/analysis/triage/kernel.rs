@@ -1,5 +1,7 @@
 //! Growth in the kernel: slab caches, vmalloc, and pages that nobody accounts for.
 
+use std::fmt::Write as _;
+
 use super::{
     Culprit, Diagnosis, Kind, Observation, Ranked, allocates_stacks, caches,
     growing::{FLOOR_KB, harmless, how},
@@ -58,9 +60,9 @@ pub(super) fn slab(seen: &Observation, explained: &[String]) -> Vec<Ranked> {
 }
 
 fn cache(seen: &Observation, name: &str, trend: &Trend) -> Ranked {
-    let reclaimable = seen.reclaimable.contains(name);
-    let owner = seen.owners.get(name);
-    let purpose = caches::purpose(name).map_or_else(String::new, |purpose| format!(" ({purpose})"));
+    let nature = seen.nature(name);
+    let reclaimable = nature.reclaimable;
+    let purpose = nature.purpose(name).map_or_else(String::new, |purpose| format!(" ({purpose})"));
     let object_size =
         seen.last().caches.as_ref().and_then(|caches| caches.get(name)).map_or(1, |c| c.object_size);
     let objects = trend.change() * 1_024.0 / f64::from(object_size.max(1));
@@ -70,32 +72,51 @@ fn cache(seen: &Observation, name: &str, trend: &Trend) -> Ranked {
         units::change(objects as i64),
         units::bytes(trend.after * 1_024.0)
     );
-    if let Some((module, known)) = owner {
-        let how = if *known == caches::Known::ByName { ", by its name" } else { "" };
-        text += &format!(" It is the module {module}'s{how}.");
-    }
+    text += &whose(&nature);
     text += if reclaimable {
         " It is a cache in the other sense, too: the kernel shrinks it when memory is short."
     } else {
         " The kernel does not take it back."
     };
     let trace = format!("sudo leaktrace --cache '{name}' --duration 60");
-    let next = match owner {
+    let module = nature.owner.map(|owner| owner.module);
+    let next = match &module {
         _ if reclaimable => vec![
             "sync; echo 2 > /proc/sys/vm/drop_caches   (as root) shows how much of it can go".into(),
             format!("{trace} --shake"),
         ],
-        Some((module, _)) => vec![format!("sudo leaktrace --module {module} --duration 60"), trace],
+        Some(module) => vec![format!("sudo leaktrace --module {module} --duration 60"), trace],
         None => vec![trace],
     };
-    let culprit = Culprit {
-        cache: Some(name.into()),
-        module: owner.map(|(module, _)| module.clone()),
-        ..Culprit::default()
-    };
+    let culprit = Culprit { cache: Some(name.into()), module, ..Culprit::default() };
     let kind = if reclaimable { Kind::SlabReclaimable } else { Kind::Slab };
     let rank = if reclaimable { harmless(trend.change()) } else { trend.change() };
     (rank, Diagnosis::new(kind, culprit, text, next).grown(trend))
+}
+
+/// Aliases that are named at most.
+const ALIASES: usize = 6;
+
+/// Whose a cache is, in sentences.
+fn whose(nature: &caches::Nature) -> String {
+    let mut text = String::new();
+    let by = |known| if known == caches::Known::ByName { ", by its name" } else { "" };
+    if !nature.aliases.is_empty() {
+        let mut names = nature.aliases.clone();
+        // The one that is somebody's comes first.
+        let own = nature.owner.as_ref().and_then(|owner| owner.alias.clone());
+        names.sort_by_key(|name| Some(name) != own.as_ref());
+        let more = names.len().saturating_sub(ALIASES);
+        names.truncate(ALIASES);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let _ =
+            write!(text, " The kernel has merged it with {}{more}: it may be any of them.", names.join(", "));
+    }
+    if let Some(owner) = &nature.owner {
+        let what = owner.alias.as_deref().unwrap_or("It");
+        let _ = write!(text, " {what} is the module {}'s{}.", owner.module, by(owner.known));
+    }
+    text
 }
 
 /// Slab memory grows, and nobody may see whose.

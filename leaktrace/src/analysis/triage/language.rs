@@ -7,7 +7,7 @@ use crate::proc::maps::Program;
 pub enum Language {
     /// A Java virtual machine.
     Java,
-    /// CPython.
+    /// Python.
     Python,
     /// Node.js, or another V8.
     Node,

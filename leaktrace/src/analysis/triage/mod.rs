@@ -10,7 +10,7 @@ pub mod ledger;
 pub mod processes;
 pub mod trend;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -128,10 +128,8 @@ pub struct Observation {
     pub names: BTreeMap<u32, Identity>,
     /// Processes that were looked at in depth.
     pub details: BTreeMap<u32, Details>,
-    /// Whose caches are.
-    pub owners: BTreeMap<String, (String, caches::Known)>,
-    /// Caches that are shrunk when memory is short.
-    pub reclaimable: BTreeSet<String>,
+    /// What is known of the largest and most growing caches.
+    pub natures: BTreeMap<String, caches::Nature>,
     /// Bytes by place in the source before and after, on kernels that know.
     pub places: Option<(Places, Places)>,
     /// Size of a page in kB.
@@ -190,6 +188,11 @@ impl Observation {
                 (pid, Trend::of(&points))
             })
             .collect()
+    }
+
+    /// What is known of a cache.
+    pub fn nature(&self, cache: &str) -> caches::Nature {
+        self.natures.get(cache).cloned().unwrap_or_default()
     }
 
     /// A process's name, or its id.
@@ -329,3 +332,6 @@ pub fn diagnose(seen: &Observation) -> Vec<Diagnosis> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

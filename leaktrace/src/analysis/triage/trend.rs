@@ -53,11 +53,14 @@ mod tests {
     #[test]
     fn steady_growth_and_steps_are_told_apart() {
         let steady = trend(&[10.0, 20.0, 31.0, 40.0, 50.0, 59.0]);
-        assert!(steady.steady && (steady.per_s - 10.0).abs() < 0.5 && steady.change() == 49.0, "{steady:?}");
+        assert!(
+            steady.steady && (steady.per_s - 10.0).abs() < 0.5 && (steady.change() - 49.0).abs() < 1e-9,
+            "{steady:?}"
+        );
         let step = trend(&[10.0, 10.0, 10.0, 10.0, 10.0, 60.0]);
-        assert!(!step.steady && step.per_s == 10.0, "{step:?}");
+        assert!(!step.steady && (step.per_s - 10.0).abs() < 1e-9, "{step:?}");
         let falling = trend(&[50.0, 40.0, 30.0, 20.0, 10.0]);
-        assert!(falling.steady && falling.per_s == -10.0);
+        assert!(falling.steady && (falling.per_s + 10.0).abs() < 1e-9);
         assert_eq!(trend(&[5.0]), Trend { before: 5.0, after: 5.0, per_s: 0.0, steady: false });
         assert_eq!(trend(&[]), Trend::default());
         assert!(!trend(&[7.0; 8]).steady);

@@ -149,17 +149,18 @@ fn slab_caches(seen: &Observation) -> Vec<model::Cache> {
         .iter()
         .map(|(name, cache)| {
             let before = first.and_then(|caches| caches.get(name));
-            let owner = seen.owners.get(name);
-            let known = seen.owners.contains_key(name) || !seen.reclaimable.is_empty();
+            let known = seen.natures.get(name);
+            let nature = known.cloned().unwrap_or_default();
             model::Cache {
                 name: name.clone(),
-                purpose: caches::purpose(name).map(ToOwned::to_owned),
-                module: owner.map(|(module, _)| module.clone()),
-                module_by: owner.map(|(_, known)| match known {
+                purpose: nature.purpose(name).map(ToOwned::to_owned),
+                module_by: nature.owner.as_ref().map(|owner| match owner.known {
                     caches::Known::ByConstructor => "constructor".to_owned(),
                     caches::Known::ByName => "name".to_owned(),
                 }),
-                reclaimable: known.then(|| seen.reclaimable.contains(name)),
+                module: nature.owner.map(|owner| owner.module),
+                reclaimable: known.map(|nature| nature.reclaimable),
+                merged_with: nature.aliases,
                 objects: cache.active_objects,
                 object_size: cache.object_size,
                 kb: cache.pages.saturating_mul(seen.page_kb),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    analysis::triage::{Details, Look, Observation, caches},
+    analysis::triage::{Details, Look, Observation, caches, caches::Nature},
     proc::{fds, fds::OpenFiles, maps, modules::Module, slab},
 };
 
@@ -121,16 +121,15 @@ pub(super) fn caches(root: &Path, seen: &mut Observation, modules: &[Module]) {
     let largest = by_size.iter().take(CACHES).chain(by_growth.iter().take(CACHES));
     let names: BTreeSet<&str> = largest.map(|(_, name)| name.as_str()).collect();
     let traits = slab::read_traits(root, names.iter().copied());
-    let owners: Vec<_> = names
-        .iter()
-        .filter_map(|name| {
+    let loaded = modules.iter().map(|module| module.name.as_str());
+    seen.natures = names
+        .into_iter()
+        .map(|name| {
+            let traits = traits.get(name).cloned().unwrap_or_default();
             let constructor = slab::constructor(root, name);
-            let loaded = modules.iter().map(|module| module.name.as_str());
-            let (module, known) = caches::owner(name, constructor.as_deref(), loaded)?;
-            Some(((*name).to_owned(), (module.to_owned(), known)))
+            let owner = caches::owner_of_merged(name, &traits.aliases, constructor.as_deref(), &loaded);
+            let nature = Nature { reclaimable: traits.reclaimable, aliases: traits.aliases, owner };
+            (name.to_owned(), nature)
         })
         .collect();
-    seen.reclaimable =
-        traits.into_iter().filter(|(_, traits)| traits.reclaimable).map(|(name, _)| name).collect();
-    seen.owners = owners.into_iter().collect();
 }

@@ -9,6 +9,7 @@ mod watch;
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::Instant;
 
@@ -62,26 +63,22 @@ pub(super) fn run(args: &TriageArgs) -> Result<ExitCode> {
         runtime.block_on(watch(root, args, &stop, &style))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let answer = match args.pid {
-        Some(pid) => {
-            let answer = runtime.block_on(one(root, pid, args.duration, &stop))?;
-            match args.format {
-                Format::Json => serde_json::to_string_pretty(&answer).context("cannot write JSON")? + "\n",
-                Format::Text => process_report::render(&answer, &style),
-            }
-        }
-        None => {
-            let mut session = Session::new(root)?;
-            runtime.block_on(session.run(args.duration, &stop))?;
-            let answer = session.answer();
-            match args.format {
-                Format::Json => serde_json::to_string_pretty(&answer).context("cannot write JSON")? + "\n",
-                Format::Text => text::render(&answer, &style),
-            }
-        }
+    let json = args.format == Format::Json;
+    let answer = if let Some(pid) = args.pid {
+        let answer = runtime.block_on(one(root, pid, args.duration, &stop))?;
+        if json { to_json(&answer)? } else { process_report::render(&answer, &style) }
+    } else {
+        let mut session = Session::new(root)?;
+        runtime.block_on(session.run(args.duration, &stop))?;
+        let answer = session.answer();
+        if json { to_json(&answer)? } else { text::render(&answer, &style) }
     };
     output.write(&answer)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn to_json(answer: &impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string_pretty(answer).context("cannot write JSON")? + "\n")
 }
 
 /// Time between two looks of a window.

@@ -25,7 +25,7 @@ impl Screen {
     pub(super) fn open() -> Result<Self> {
         let screen = Self { terminal: io::stdout().is_terminal() };
         if screen.terminal {
-            screen.write(ENTER)?;
+            Self::write(ENTER)?;
         }
         Ok(screen)
     }
@@ -36,13 +36,13 @@ impl Screen {
     /// When it cannot be written.
     pub(super) fn show(&mut self, text: &str) -> Result<()> {
         if !self.terminal {
-            return self.write(&format!("{text}\n"));
+            return Self::write(&format!("{text}\n"));
         }
         let rows = terminal_size::terminal_size_of(io::stdout()).map_or(24, |(_, rows)| usize::from(rows.0));
-        self.write(&page(text, rows))
+        Self::write(&page(text, rows))
     }
 
-    fn write(&self, text: &str) -> Result<()> {
+    fn write(text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
         stdout
             .write_all(text.as_bytes())
@@ -71,7 +71,7 @@ impl Drop for Screen {
     fn drop(&mut self) {
         if self.terminal {
             // Nothing more can be done where this fails.
-            let _ = self.write(LEAVE);
+            let _ = Self::write(LEAVE);
         }
     }
 }
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_page_has_as_many_lines_as_the_screen() {
-        let text = (0..50).map(|line| format!("line {line}\n")).collect::<String>();
+        let text = (0..50).map(|line| format!("line {line}")).collect::<Vec<_>>().join("\n");
         let page = page(&text, 24);
         assert_eq!(page.matches('\n').count(), 23);
         assert!(page.contains("line 22") && !page.contains("line 23") && page.contains("(27 more lines; "));

@@ -2,4 +2,5 @@
 
 pub mod model;
 pub mod process;
+mod tables;
 pub mod text;

@@ -170,6 +170,8 @@ pub struct Cache {
     pub module: Option<String>,
     /// How that is known: `constructor` or `name`.
     pub module_by: Option<String>,
+    /// Other caches that the kernel has merged with it: its objects may be theirs.
+    pub merged_with: Vec<String>,
     /// Whether the kernel shrinks it; `None` where that could not be read.
     pub reclaimable: Option<bool>,
     /// Objects in use.

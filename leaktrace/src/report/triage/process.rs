@@ -8,8 +8,9 @@ use super::model::{Process, Unreadable};
 use crate::{
     analysis::triage::Diagnosis,
     report::{
+        columns::Columns,
         escape,
-        page::{paragraph, plain_table, right_aligned, shorten, trimmed},
+        page::{paragraph, shorten},
         text::Style,
     },
     units,
@@ -160,50 +161,42 @@ fn segments(out: &mut String, depth: &InDepth, style: &Style) -> fmt::Result {
     if depth.segments.is_empty() {
         return Ok(());
     }
-    let mut table = plain_table();
-    table.set_header(["Memory", "resident", "grown", "own", "pss", "swap", "mapped", "mappings", ""]);
     let rows = if style.verbose { usize::MAX } else { ROWS };
-    for segment in depth.segments.iter().take(rows) {
-        table.add_row([
-            shorten(&escape(&segment.name), 40),
-            kb(segment.rss_kb),
-            grown(segment.grown_kb),
-            kb(segment.anon_kb),
-            kb(segment.pss_kb),
-            kb(segment.swap_kb),
-            kb(segment.size_kb),
-            units::count(segment.mappings),
-            changed(segment.mappings_grown),
-        ]);
-    }
-    right_aligned(&mut table, &[1, 2, 3, 4, 5, 6, 7, 8]);
-    let lines: Vec<_> = trimmed(&table).lines().map(|line| shorten(line, style.width)).collect();
-    writeln!(out, "\n{}", lines.join("\n"))
+    let shown: Vec<_> = depth.segments.iter().take(rows).collect();
+    let cells =
+        |cell: &dyn Fn(&Segment) -> String| shown.iter().map(|segment| cell(segment)).collect::<Vec<_>>();
+    let swap = |segment: &Segment| if segment.swap_kb == 0 { String::new() } else { kb(segment.swap_kb) };
+    let columns = Columns::default()
+        .left(0, "Memory", cells(&|segment| shorten(&escape(&segment.name), 40)))
+        .right(0, "resident", cells(&|segment| kb(segment.rss_kb)))
+        .right(0, "grown", cells(&|segment| grown(segment.grown_kb)))
+        .right(0, "own", cells(&|segment| kb(segment.anon_kb)))
+        .right(3, "pss", cells(&|segment| kb(segment.pss_kb)))
+        .right(1, "swap", cells(&swap))
+        .right(2, "mapped", cells(&|segment| kb(segment.size_kb)))
+        .right(1, "mappings", cells(&|segment| units::count(segment.mappings)))
+        .right(1, "", cells(&|segment| changed(segment.mappings_grown)));
+    writeln!(out, "\n{}", columns.lines(style.width))
 }
 
 fn files(out: &mut String, depth: &InDepth, style: &Style) -> fmt::Result {
     if depth.files.is_empty() {
         return Ok(());
     }
-    let mut table = plain_table();
-    table.set_header(["Open files", "", "", "for example"]);
-    for files in &depth.files {
-        let size = if files.bytes > 0 {
-            format!("{} in memory or on disk  ", units::bytes(files.bytes as f64))
-        } else {
-            String::new()
+    let example = |files: &Files| {
+        let size = match files.bytes {
+            0 => String::new(),
+            bytes => format!("{} in memory or on disk  ", units::bytes(bytes as f64)),
         };
-        let examples = files.examples.join(" ");
-        table.add_row([
-            escape(&files.kind).into_owned(),
-            units::count(files.count),
-            changed(files.grown),
-            format!("{size}{}", escape(&examples)),
-        ]);
-    }
-    right_aligned(&mut table, &[1, 2]);
-    let lines: Vec<_> = trimmed(&table).lines().map(|line| shorten(line, style.width)).collect();
-    writeln!(out, "\n{}", lines.join("\n"))?;
+        format!("{size}{}", escape(&files.examples.join(" ")))
+    };
+    let cells = |cell: &dyn Fn(&Files) -> String| depth.files.iter().map(cell).collect::<Vec<_>>();
+    let columns = Columns::default()
+        .left(0, "Open files", cells(&|files| escape(&files.kind).into_owned()))
+        .right(0, "", cells(&|files| units::count(files.count)))
+        .right(1, "grown", cells(&|files| changed(files.grown)))
+        .left(2, "for example", cells(&example));
+    writeln!(out, "\n{}", columns.lines(style.width))?;
     if !depth.sockets.is_empty() {
         let list: Vec<_> =
             depth.sockets.iter().map(|(kind, count)| format!("{} {kind}", units::count(*count))).collect();

@@ -1,0 +1,314 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::proc::{cgroups::Group, vmallocinfo::Areas};
+
+/// Kilobytes of the machine of these tests: 16 GiB.
+const TOTAL: i64 = 16 << 20;
+
+/// Eleven looks, a second apart; `level` tells what each class has at a time from 0 to 1.
+fn observation(level: impl Fn(Class, f64) -> i64, mut more: impl FnMut(&mut Look, f64)) -> Observation {
+    let looks = (0..11).map(|second| {
+        let time = f64::from(second) / 10.0;
+        let classes = [
+            Class::PageCache,
+            Class::Anonymous,
+            Class::Shmem,
+            Class::SlabReclaimable,
+            Class::SlabUnreclaimable,
+            Class::Vmalloc,
+            Class::PageTables,
+            Class::Percpu,
+            Class::Unaccounted,
+        ];
+        let mut levels: Vec<_> = classes.iter().map(|&class| (class, level(class, time))).collect();
+        let used: i64 = levels.iter().map(|&(_, kb)| kb).sum();
+        levels.push((Class::Free, TOTAL - used));
+        let mut look = Look {
+            at_s: f64::from(second),
+            total_kb: TOTAL,
+            available_kb: 8 << 20,
+            levels,
+            caches: Some(BTreeMap::new()),
+            callers: Some(Callers::new()),
+            ..Look::default()
+        };
+        more(&mut look, time);
+        look
+    });
+    Observation { looks: looks.collect(), page_kb: 4, cpus: 4, ..Observation::default() }
+}
+
+/// Something that grows by so many kB all the time.
+fn growing(by: i64, time: f64) -> i64 {
+    (by as f64 * time) as i64
+}
+
+fn name(seen: &mut Observation, pid: u32, comm: &str) {
+    seen.names.insert(pid, Identity { comm: comm.into(), state: 'S', ..Identity::default() });
+}
+
+fn process(pid: u32, anon_kb: i64) -> Process {
+    Process { pid, anon_kb: anon_kb as u32, threads: 1, fds: Some(10), ..Process::default() }
+}
+
+#[test]
+fn a_heap_comes_before_any_page_cache() {
+    let level = |class, time| match class {
+        Class::PageCache => growing(6 << 20, time),
+        Class::Anonymous => growing(20 << 10, time),
+        Class::SlabReclaimable => growing(900 << 10, time),
+        _ => 0,
+    };
+    let mut seen = observation(level, |look, time| {
+        look.processes = vec![process(1, 100), process(7, 50 + growing(20 << 10, time))];
+        let dentries = SlabCache {
+            active_objects: growing(4_800_000, time) as u64,
+            total_objects: 0,
+            object_size: 192,
+            objects_per_slab: 21,
+            pages: 0,
+        };
+        look.caches = Some(BTreeMap::from([("dentry".to_owned(), dentries)]));
+    });
+    name(&mut seen, 7, "server");
+    seen.natures.insert("dentry".into(), caches::Nature { reclaimable: true, ..caches::Nature::default() });
+    let found = diagnose(&seen);
+    let kinds: Vec<_> = found.iter().map(|diagnosis| diagnosis.kind).collect();
+    assert_eq!(kinds, [Kind::ProcessMemory, Kind::PageCache, Kind::SlabReclaimable]);
+    assert_eq!(found[0].culprit.pid, Some(7));
+    assert!((found[0].bytes_grown - f64::from(20 << 20)).abs() < 1.0);
+    assert!(
+        found[0].text.starts_with("server (pid 7): its own memory grows by 2.0 MiB/s, by 20.0 MiB in 10 s"),
+        "{}",
+        found[0].text
+    );
+    assert!(found[2].text.contains("names of files that were looked up"), "{}", found[2].text);
+}
+
+#[test]
+fn processes_of_one_name_are_told_as_one() {
+    let mut seen = observation(
+        |class, time| if class == Class::Anonymous { growing(40 << 10, time) } else { 0 },
+        |look, time| look.processes = (1..=20).map(|pid| process(pid, growing(2 << 10, time))).collect(),
+    );
+    for pid in 1..=20 {
+        name(&mut seen, pid, "worker");
+    }
+    let first = &diagnose(&seen)[0];
+    assert_eq!((first.culprit.pid, first.culprit.comm.as_deref()), (None, Some("worker")));
+    assert!((first.bytes_grown - f64::from(40 << 20)).abs() < 1.0);
+    assert!(first.text.starts_with("20 processes named worker"), "{}", first.text);
+}
+
+#[test]
+fn more_processes_are_no_growing_memory() {
+    let mut seen = observation(
+        |class, time| if class == Class::Anonymous { growing(40 << 10, time) } else { 0 },
+        |look, time| {
+            look.processes = (1..=1 + growing(400, time) as u32).map(|pid| process(pid, 100)).collect();
+        },
+    );
+    for pid in 1..=401 {
+        name(&mut seen, pid, "fork");
+    }
+    seen.names.get_mut(&400).unwrap().state = 'Z';
+    let found = diagnose(&seen);
+    assert_eq!(found[0].kind, Kind::Processes);
+    assert_eq!(found[0].count_grown, Some(400));
+    assert!(found[0].text.contains("1 of them have ended"), "{}", found[0].text);
+    assert!(found.iter().all(|diagnosis| diagnosis.kind != Kind::ProcessMemory), "{found:#?}");
+}
+
+#[test]
+fn caches_behind_open_files_are_explained_by_them() {
+    let cache = |objects: i64, object_size| SlabCache {
+        active_objects: objects as u64,
+        total_objects: objects as u64,
+        object_size,
+        objects_per_slab: 16,
+        pages: 0,
+    };
+    let mut seen = observation(
+        |class, time| if class == Class::SlabUnreclaimable { growing(20 << 10, time) } else { 0 },
+        |look, time| {
+            look.processes = vec![Process { fds: Some(10 + growing(4_000, time) as u32), ..process(7, 100) }];
+            let caches = [
+                ("filp", cache(growing(4_000, time), 256)),
+                ("kmalloc-cg-1k", cache(growing(2_000, time), 1_024)),
+                ("foo_ctx", cache(growing(30_000, time), 512)),
+            ];
+            look.caches = Some(caches.into_iter().map(|(name, cache)| (name.to_owned(), cache)).collect());
+        },
+    );
+    name(&mut seen, 7, "server");
+    let found = diagnose(&seen);
+    let kinds: Vec<_> =
+        found.iter().map(|diagnosis| (diagnosis.kind, diagnosis.culprit.cache.as_deref())).collect();
+    assert_eq!(kinds, [(Kind::Slab, Some("foo_ctx")), (Kind::Fds, None)]);
+    assert!(found[1].text.contains("filp, kmalloc-cg-1k"), "{}", found[1].text);
+    assert_eq!(found[1].count_grown, Some(4_000));
+    // A file takes a kilobyte at least, whatever could be found of it.
+    assert!((found[1].bytes_grown - 4_000.0 * 1_024.0).abs() < 1.0, "{:#?}", found[1]);
+}
+
+#[test]
+fn large_kmalloc_is_no_caches() {
+    let seen = observation(
+        |class, time| if class == Class::SlabUnreclaimable { growing(30 << 10, time) } else { 0 },
+        |_, _| {},
+    );
+    let first = &diagnose(&seen)[0];
+    assert!(
+        first.kind == Kind::Slab
+            && first.culprit.cache.is_none()
+            && first.next[0].contains("--min-size 8193")
+    );
+    assert!((first.bytes_grown - f64::from(30 << 20)).abs() < 1.0);
+}
+
+#[test]
+fn vmalloc_is_its_callers_and_stacks_are_not() {
+    let areas = |pages: i64| Areas { areas: 1, pages: pages as u64, bytes: 0 };
+    let seen = observation(
+        |class, time| if class == Class::Vmalloc { growing(40 << 10, time) } else { 0 },
+        |look, time| {
+            let callers =
+                [("drv_load [drv]", growing(10_000, time)), ("kernel_clone", growing(20_000, time))];
+            look.callers =
+                Some(callers.into_iter().map(|(caller, pages)| (caller.to_owned(), areas(pages))).collect());
+        },
+    );
+    let found = diagnose(&seen);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].culprit.module.as_deref(), Some("drv"));
+    assert_eq!(found[0].next, ["sudo leaktrace --module drv --duration 60"]);
+}
+
+#[test]
+fn what_counters_do_by_themselves_is_nothing() {
+    // Each of the four CPUs may keep half a MiB to itself.
+    let small = observation(
+        |class, time| if class == Class::Unaccounted { growing(2_900, time) } else { 0 },
+        |_, _| {},
+    );
+    let found = diagnose(&small);
+    assert_eq!((found.len(), found[0].kind), (1, Kind::Nothing));
+    let mut large = observation(
+        |class, time| if class == Class::Unaccounted { growing(64 << 10, time) } else { 0 },
+        |_, _| {},
+    );
+    assert_eq!(diagnose(&large)[0].kind, Kind::Unaccounted);
+    large.places =
+        Some((Places::new(), Places::from([("drv.c:7 [drv] take".into(), 66 << 20), ("x".into(), 1 << 40)])));
+    let first = &diagnose(&large)[0];
+    assert_eq!(first.culprit.module.as_deref(), Some("drv"));
+    assert!(
+        first.next[0].contains("--module drv") && first.text.contains("66.0 MiB more at drv.c:7"),
+        "{first:#?}"
+    );
+}
+
+#[test]
+fn a_tmpfs_is_named_and_other_shared_memory_told() {
+    let mount = |path: &str, used_kb: i64| InMemory {
+        path: path.into(),
+        kind: "tmpfs".into(),
+        used_kb: used_kb as u64,
+        limit_kb: 1 << 20,
+    };
+    let level = |class, time| if class == Class::Shmem { growing(50 << 10, time) } else { 0 };
+    let filling = observation(level, |look, time| {
+        look.mounts = vec![mount("/run", 5), mount("/dev/shm/it's", growing(50 << 10, time))];
+    });
+    let first = &diagnose(&filling)[0];
+    assert_eq!((first.kind, first.culprit.path.as_deref()), (Kind::Tmpfs, Some("/dev/shm/it's")));
+    assert_eq!(first.next[0], r"du -xah '/dev/shm/it'\''s' | sort -h | tail");
+    let mut mapped = observation(level, |look, time| {
+        look.processes = vec![Process { shmem_kb: growing(50 << 10, time) as u32, ..process(9, 10) }];
+    });
+    name(&mut mapped, 9, "db");
+    assert_eq!((diagnose(&mapped)[0].kind, diagnose(&mapped)[0].culprit.pid), (Kind::SharedMemory, Some(9)));
+    let nobodys = observation(level, |_, _| {});
+    assert!(diagnose(&nobodys)[0].text.contains("mapped by no process"));
+}
+
+#[test]
+fn what_has_much_is_told_though_it_does_not_grow() {
+    let level = |class, _| match class {
+        Class::Anonymous => 9 << 20,
+        Class::SlabUnreclaimable => 1 << 20,
+        Class::Unaccounted => 2 << 20,
+        _ => 0,
+    };
+    let mut seen = observation(level, |look, _| {
+        look.processes = vec![process(5, 8 << 20), process(6, 1 << 20)];
+        let pages = SlabCache {
+            active_objects: 1,
+            total_objects: 1,
+            object_size: 64,
+            objects_per_slab: 64,
+            pages: 200_000,
+        };
+        look.caches = Some(BTreeMap::from([("kmalloc-64".to_owned(), pages)]));
+        look.groups.groups = vec![Group {
+            path: "/web".into(),
+            used_kb: 1_000,
+            limit_kb: Some(1_024),
+            anon_kb: 900,
+            oom_kills: 2,
+            ..Group::default()
+        }];
+    });
+    name(&mut seen, 5, "java");
+    let found = diagnose(&seen);
+    let kinds: Vec<_> = found.iter().map(|diagnosis| diagnosis.kind).collect();
+    assert_eq!(kinds, [Kind::CgroupLimit, Kind::ProcessMemory, Kind::Unaccounted, Kind::Slab]);
+    assert!(found.iter().all(|diagnosis| !diagnosis.grows));
+    assert_eq!(found[1].culprit.pid, Some(5));
+    assert!(found[1].text.contains("java has 8.0 GiB of it"), "{}", found[1].text);
+    assert!(found[0].text.contains("killed in it for that 2 times"), "{}", found[0].text);
+    // One look is enough for that.
+    seen.looks.truncate(1);
+    assert_eq!(diagnose(&seen).len(), found.len());
+}
+
+#[test]
+fn without_root_slab_is_told_as_a_whole() {
+    let seen = observation(
+        |class, time| if class == Class::SlabUnreclaimable { growing(30 << 10, time) } else { 0 },
+        |look, _| {
+            look.caches = None;
+            look.callers = None;
+        },
+    );
+    let found = diagnose(&seen);
+    assert_eq!((found.len(), found[0].kind), (1, Kind::Slab));
+    assert_eq!(found[0].next, ["sudo leaktrace triage"]);
+}
+
+proptest! {
+    #[test]
+    fn any_numbers_are_survived(values in prop::collection::vec(any::<u32>(), 44), looks in 1_usize..11) {
+        let mut seen = observation(
+            |class, time| i64::from(values[(class as usize + (time * 10.0) as usize) % 44]),
+            |look, time| {
+                let value = |at: usize| values[(at + (time * 10.0) as usize) % 44];
+                look.processes = (0..3)
+                    .map(|pid| Process {
+                        fds: Some(value(pid) % 100_000),
+                        shmem_kb: value(pid + 7),
+                        page_tables_kb: value(pid + 9),
+                        threads: value(pid + 11) % 5_000,
+                        ..process(pid as u32, i64::from(value(pid + 20)))
+                    })
+                    .collect();
+                look.total_kb = i64::from(value(1));
+            },
+        );
+        seen.looks.truncate(looks);
+        let found = diagnose(&seen);
+        prop_assert!(!found.is_empty() && found.iter().all(|diagnosis| !diagnosis.text.is_empty()));
+        prop_assert!(found.iter().all(|diagnosis| diagnosis.bytes_per_s.is_finite()));
+    }
+}
