@@ -11,7 +11,7 @@ use std::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::{ffi::OsStringExt as _, net::UnixStream},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -72,7 +72,7 @@ struct Held {
 }
 
 impl Held {
-    fn take(&mut self, way: &str, amount: u64, path: &PathBuf) -> Result<()> {
+    fn take(&mut self, way: &str, amount: u64, path: &Path) -> Result<()> {
         match way {
             // Bytes.
             "heap" => self.memory.push(vec![1; amount as usize]),
@@ -112,7 +112,7 @@ impl Held {
                 for _ in 0..amount {
                     std::thread::Builder::new().stack_size(64 << 10).spawn(|| {
                         loop {
-                            std::thread::park()
+                            std::thread::park();
                         }
                     })?;
                 }
@@ -164,7 +164,7 @@ fn pipes(amount: u64, size: Option<i32>) -> Result<Vec<OwnedFd>> {
 
 /// Sends files through a socket.
 fn send(socket: &UnixStream, files: &[OwnedFd]) -> Result<()> {
-    let descriptors: Vec<i32> = files.iter().map(|file| file.as_raw_fd()).collect();
+    let descriptors: Vec<i32> = files.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect();
     let bytes = size_of_val(descriptors.as_slice());
     let mut byte = [0_u8];
     let mut data = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
@@ -191,7 +191,7 @@ fn send(socket: &UnixStream, files: &[OwnedFd]) -> Result<()> {
 }
 
 /// Reads so many bytes of a file.
-fn read(path: &PathBuf, bytes: u64) -> Result<()> {
+fn read(path: &Path, bytes: u64) -> Result<()> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     let step = bytes / STEPS;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Characters of a full bar.
-const BAR: usize = 10;
+const BAR: usize = 8;
 /// Smaller classes have no row of their own unless they grow: kB, and share of all memory.
 const SMALL_KB: i64 = 256;
 /// Change in kB from which growth per hour is told although it is not steady.

@@ -139,9 +139,9 @@ fn one_look_has_no_growth() {
 
 #[test]
 fn bars_are_as_long_as_the_share() {
-    assert_eq!((bar(0.0), bar(1.0).chars().count(), bar(0.55).chars().count()), (String::new(), BAR, 6));
-    assert_eq!(bar(0.1), "\u{2588}");
-    assert_eq!(bar(1.0 / 80.0), "\u{258f}");
+    assert_eq!((bar(0.0), bar(1.0).chars().count(), bar(0.55).chars().count()), (String::new(), BAR, 5));
+    assert_eq!(bar(0.125), "\u{2588}");
+    assert_eq!(bar(1.0 / 64.0), "\u{258f}");
 }
 
 #[test]
