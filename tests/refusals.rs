@@ -178,6 +178,7 @@ fn bad_values_are_usage_errors() {
         (&["--no-such-option"], "--no-such-option"),
         (&["no-such-command"], "no-such-command"),
         (&["check", "--format", "xml"], "json"),
+        (&["compare", "report.json"], "--kmemleak"),
     ] {
         refused(&leaktrace_tests::run(args), 2, &[word, "--help"]);
     }
@@ -203,6 +204,41 @@ fn useless_debug_files_are_refused() {
     require_root();
     refused(&leaktrace_tests::run(["--vmlinux", "/no/such/vmlinux"]), 1, &["/no/such/vmlinux"]);
     refused(&leaktrace_tests::run(["--vmlinux", "/proc/version"]), 1, &["/proc/version"]);
+}
+
+#[test]
+fn what_is_no_list_of_kmemleaks_is_refused() {
+    require_root();
+    let _turn = turn();
+    let report = tempfile::NamedTempFile::new().unwrap();
+    let path = report.path().to_str().unwrap();
+    let traced = leaktrace_tests::run([
+        "--duration",
+        "1",
+        "--quiet",
+        "--kmemleak",
+        "--format",
+        "json",
+        "--output",
+        path,
+    ]);
+    assert!(traced.status.success(), "{traced:?}");
+    let saved: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    if !std::path::Path::new("/sys/kernel/debug/kmemleak").exists() {
+        assert!(
+            saved["kmemleak"]["error"].as_str().is_some_and(|error| !error.is_empty()),
+            "{}",
+            saved["kmemleak"]
+        );
+    }
+    let compare = |list: &str, report: &str| leaktrace_tests::run(["compare", "--kmemleak", list, report]);
+    refused(&compare("/no/such/list", path), 1, &["cannot read /no/such/list"]);
+    refused(&compare("/proc/version", path), 1, &["/proc/version is no list of kmemleak's"]);
+    refused(&compare("/proc/version", "/proc/version"), 1, &["/proc/version is no report"]);
+    // Nothing listed is an answer.
+    let empty = compare("/dev/null", path);
+    assert!(empty.status.success(), "{empty:?}");
+    assert!(String::from_utf8_lossy(&empty.stdout).contains("kmemleak lists 0 unreferenced objects"));
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Compare two reports (JSON): what appeared, grew, shrank and vanished, with rates.
     Diff(DiffArgs),
+    /// Put a report (JSON) beside what kmemleak listed: found by both, only here, only there, and why.
+    Compare(CompareArgs),
     /// Say who has the memory and what grows: processes, page cache, tmpfs, or which part of the kernel.
     ///
     /// Traces nothing, and needs no root, though root sees more; says what could not be read.
@@ -74,6 +76,20 @@ pub struct DiffArgs {
     #[arg(value_name = "B")]
     pub after: PathBuf,
     /// Form of the answer.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// Options of `leaktrace compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// What /sys/kernel/debug/kmemleak said, of any kernel since 4.x, or a dmesg with it.
+    #[arg(long, value_name = "FILE")]
+    pub kmemleak: PathBuf,
+    /// The report, or - for standard input.
+    #[arg(value_name = "REPORT")]
+    pub report: PathBuf,
+    /// Form of the answer: as text the comparison, as JSON the report with it.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -149,6 +165,10 @@ pub struct TraceArgs {
     /// At the end drop dentries and inodes (after a sync), and tell what went away.
     #[arg(long)]
     pub shake: bool,
+
+    /// At the end ask kmemleak, where this kernel has it: two scans, 6 s apart. Clears nothing.
+    #[arg(long)]
+    pub kmemleak: bool,
 
     /// End as soon as a leak is certain, with exit status 3; --duration is the longest time.
     ///

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use leaktrace::{
     analysis::triage::{allocates_stacks, ledger},
     proc::{
-        cgroups, fds, fields::Fields, maps, mounts, profile, slab, sockets, status, swap, vmallocinfo,
-        zoneinfo,
+        cgroups, fds, fields::Fields, kmemleak, maps, mounts, profile, slab, sockets, status, swap,
+        vmallocinfo, zoneinfo,
     },
 };
 
@@ -125,6 +125,21 @@ fn mounts_groups_and_the_rest_are_read() {
             protocols.iter().all(|protocol| protocol.sockets > 0 && !protocol.module.is_empty()),
             "{kernel}"
         );
+    }
+}
+
+#[test]
+fn lists_of_kmemleak_are_read() {
+    for (kernel, objects, percpu) in [("6.12", 40, 5), ("7.2", 10, 5)] {
+        let file = std::fs::File::open(root(kernel).join("sys/kernel/debug/kmemleak")).unwrap();
+        let listing = kmemleak::Listing::read(std::io::BufReader::new(file)).unwrap();
+        assert_eq!((listing.objects.len(), listing.unknown_lines), (objects, 0), "{kernel}");
+        assert!(!listing.cut_short && listing.dropped == 0, "{kernel}");
+        assert_eq!(listing.objects.iter().filter(|object| object.percpu).count(), percpu, "{kernel}");
+        for object in &listing.objects {
+            let driver = |frame: &kmemleak::Frame| frame.module.as_deref() == Some("leakdrv");
+            assert!(listing.backtrace(object).iter().any(driver), "{kernel}: {object:?}");
+        }
     }
 }
 

@@ -9,3 +9,4 @@ pub mod linkage;
 pub mod triage;
 pub mod verdict;
 pub mod visibility;
+pub mod witness;

@@ -3,8 +3,11 @@
 mod assemble;
 mod attribute;
 mod check;
+mod compare;
 mod diff;
 mod judging;
+mod kmemleak;
+mod objects;
 mod output;
 mod probe;
 mod progress;
@@ -28,6 +31,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Diff(args)) => diff::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Triage(args)) => triage::run(&args),
         None => trace::run(&cli.trace),
     }

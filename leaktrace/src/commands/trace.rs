@@ -18,6 +18,8 @@ use super::{
     assemble::{self, Before},
     attribute::Attribution,
     judging::{self, Judging},
+    kmemleak::{self, Kmemleak},
+    objects,
     output::{self, Output},
     probe,
     progress::Progress,
@@ -102,6 +104,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     }
     let before = slabinfo.ok();
     let traits = slab::read_traits(root, before.iter().flatten().map(|(name, _)| name.as_str()));
+    let kmemleak = args.kmemleak.then(|| Kmemleak::find(root));
+    if let Some(Err(error)) = &kmemleak {
+        note(&format!("kmemleak cannot be asked: {error:#}"));
+    }
     let settings = settings(args, &filter, before.as_ref(), &traits);
     if settings.filter_caches && settings.caches.is_empty() {
         note("no slab cache has such a name now: one is recorded as soon as it appears");
@@ -145,6 +151,13 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     };
     let mut judging = Judging::new(args, baseline.as_ref());
     let shaken = runtime.block_on(watch(&mut tracer, &filter, &stop, &mut surroundings, &mut judging))?;
+    let listed = kmemleak.map(|kmemleak| {
+        let kmemleak = kmemleak?;
+        kmemleak.scan()?;
+        let second = Deadline::now() + kmemleak::BETWEEN;
+        runtime.block_on(rest(&mut tracer, &stop, second, &mut surroundings.places))?;
+        kmemleak.list()
+    });
     // What is freed while programs are detached one by one is not seen, so /proc is read before.
     surroundings.refresh(root);
     tracer.detach()?;
@@ -155,6 +168,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let judgement = assemble::judge(&snapshot, &surroundings, shaken.as_ref(), &look);
     let mut report =
         assemble::report(&snapshot, judgement, shaken.as_ref(), &surroundings, baseline.as_ref(), args);
+    objects::list(&mut tracer, &snapshot, &mut report)?;
+    if let Some(listed) = listed {
+        kmemleak::compare(&mut tracer, &snapshot, listed, &mut report)?;
+    }
     report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
     let text = match args.format {
         Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",

@@ -4,11 +4,14 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::model::Word;
+use super::{kmemleak::KmemleakSide, model::Word};
 
 /// A site, or of a function that allocates for others one of its callers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Finding {
+    /// Which of the snapshot's sites it is of; no part of the schema.
+    #[serde(skip)]
+    pub site: usize,
     /// From 1.
     pub rank: usize,
     /// `leak`, `suspect`, `plateau`, `cache` or `churn`.
@@ -66,6 +69,9 @@ pub struct Finding {
     pub stacks: Vec<Stack>,
     /// The oldest of them.
     pub objects: Vec<Object>,
+    /// What others say of its objects, where they were asked.
+    #[serde(default)]
+    pub proof: Option<Proof>,
     /// Why, in words.
     pub evidence: Vec<String>,
     /// Of a suspect: what is open, in words.
@@ -74,6 +80,14 @@ pub struct Finding {
     /// And what would settle it.
     #[serde(default)]
     pub settle: Vec<String>,
+}
+
+/// What others say of a finding's objects.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Proof {
+    /// kmemleak.
+    #[serde(default)]
+    pub kmemleak: Option<KmemleakSide>,
 }
 
 /// A caller that frees.
@@ -99,7 +113,7 @@ pub struct LinkageReport {
 }
 
 /// Objects and their bytes.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Amount {
     /// Objects.
     pub objects: u64,

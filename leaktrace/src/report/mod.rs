@@ -5,6 +5,7 @@ pub mod difference;
 pub mod finding;
 pub mod findings;
 pub mod headline;
+pub mod kmemleak;
 pub mod known;
 pub mod model;
 pub mod page;

@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 pub use super::{
     finding::{
-        Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Stack, Survivors, Task,
+        Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof, Stack, Survivors,
+        Task,
     },
+    kmemleak::KmemleakReport,
     unload::{LeftSite, Unload},
 };
 
@@ -49,6 +51,9 @@ pub struct Report {
     /// Watched modules that were removed, and what they left behind.
     #[serde(default)]
     pub unloads: Vec<Unload>,
+    /// kmemleak's word, with `--kmemleak`.
+    #[serde(default)]
+    pub kmemleak: Option<KmemleakReport>,
     /// What went away when caches were dropped, with `--shake`.
     #[serde(default)]
     pub shake: Option<Shake>,

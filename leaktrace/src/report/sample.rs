@@ -24,6 +24,8 @@ pub fn finding(verdict: &'static str) -> Finding {
         if leak { frame("__alloc_skb", 0x5c, None) } else { frame("foo_alloc_ctx", 0x11, Some("foo")) };
     let responsible = if leak { frame("foo_rx", 0x31, Some("foo")) } else { call_site.clone() };
     Finding {
+        site: 0,
+        proof: None,
         rank: 1,
         verdict: verdict.into(),
         known: false,
@@ -155,6 +157,7 @@ pub fn report(verdict: &'static str) -> Report {
             bytes_per_s: 22_300.0,
         }],
         unloads: Vec::new(),
+        kmemleak: None,
         shake: None,
     };
     report.headline = super::headline::headline(&report);

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use super::{
     escape, findings,
     findings::place,
+    kmemleak,
     model::{Cache, Report},
     page::{WIDTH, paragraph, plain_table, right_aligned, shorten, trimmed, wrap},
 };
@@ -45,6 +46,10 @@ fn write_report(out: &mut String, report: &Report, style: &Style) -> fmt::Result
     }
     unloads(out, report, style)?;
     caches(out, report, style)?;
+    let kmemleak = kmemleak::render(report, style.width);
+    if !kmemleak.is_empty() {
+        write!(out, "\n{kmemleak}")?;
+    }
     shake(out, report, style)?;
     coverage(out, report, style)?;
     cost(out, report, style)

@@ -9,6 +9,7 @@ mod load;
 mod mapped;
 mod messages;
 mod names;
+mod objects;
 mod page_uses;
 mod peek;
 mod processes;
@@ -313,6 +314,14 @@ impl Tracer {
     /// Says why memory cannot be read.
     pub fn linkage(&self, snapshot: &Snapshot, which: &[usize], modules: &[&str]) -> Result<Vec<Linkage>> {
         linkage::look(self, snapshot, which, modules)
+    }
+
+    /// Calls `with` for each live object of the snapshot's sites, with the index of the site.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub fn each_object(&mut self, snapshot: &Snapshot, with: impl FnMut(usize, &LiveObject)) -> Result<()> {
+        objects::visit(self, snapshot, with)
     }
 
     /// Whether survivors can be looked at in memory, or why not.

@@ -267,6 +267,25 @@ pub fn addresses(
     found
 }
 
+/// Calls `with` for each live object that is no part of a block of pages, with its site.
+pub fn each(
+    table: &MappedArray<Bucket>,
+    overflow: &[(u64, Payload)],
+    mut with: impl FnMut(u32, &LiveObject),
+) {
+    visit(table, overflow, 1, |key, payload| {
+        if payload.size & FRAGMENT == 0 && payload.site != SITE_PENDING {
+            let object = LiveObject {
+                address: decode_address(key),
+                size: payload.size,
+                time_ns: payload.time_ns,
+                stack: payload.stack,
+            };
+            with(payload.site, &object);
+        }
+    });
+}
+
 /// At most `limit` objects of those that are wanted: of each its address and site.
 pub fn some_objects(
     table: &MappedArray<Bucket>,

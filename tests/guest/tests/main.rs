@@ -1,5 +1,6 @@
 //! What is tested in a guest: leaktrace on its kernel, against a driver whose truth is known.
 
+mod kmemleak;
 mod module;
 mod paths;
 mod peer;
@@ -14,14 +15,16 @@ use anyhow::Result;
 /// A test: its name, and what it does; true when it is right.
 type Test = (&'static str, fn() -> Result<bool>);
 
-const TESTS: [Test; 8] = [
+/// In this order: the first two count what is leaked, by whomever.
+const TESTS: [Test; 9] = [
+    ("kmemleak's word", kmemleak::test),
+    ("triage of a driver that leaks", triage::test),
     ("every path, by fentry", || paths::test(paths::Hooked::Fentry)),
     ("every path, by kprobes", || paths::test(paths::Hooked::Kprobe)),
     ("every path, without either", || paths::test(paths::Hooked::Not)),
     ("ten thousand objects freed without a tracepoint", peer::test),
     ("interrupts in the middle", module::storm),
     ("a leak, with a clock that is set and a tool that is stopped", verdict::test),
-    ("triage of a driver that leaks", triage::test),
     ("the four largest leaks of a module, and its removal", module::test),
 ];
 

@@ -47,6 +47,7 @@ pub(super) fn finding(
     let freed_by = freed_by(site, surroundings);
     let (open, settle) = words::open(judged, snapshot, &call_site, in_module.is_some().then_some(&*module));
     Finding {
+        site: judged.index,
         rank,
         verdict: evidence.verdict().word().into(),
         known: false,
@@ -62,6 +63,7 @@ pub(super) fn finding(
         call_site,
         responsible,
         in_module,
+        proof: None,
         split: site.owner.is_some(),
         allocated: site.allocated,
         freed: site.freed,

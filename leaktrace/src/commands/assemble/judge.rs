@@ -23,7 +23,7 @@ const MOST_LOOKED_AT: usize = 32;
 /// One site with what was concluded of it.
 pub(in crate::commands) struct Judged<'a> {
     pub(super) site: &'a SiteRecord,
-    index: usize,
+    pub(super) index: usize,
     pub(in crate::commands) evidence: Evidence,
     pub(super) check: Option<Check>,
     /// Why its frees may not all be seen.

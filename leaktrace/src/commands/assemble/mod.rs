@@ -75,6 +75,7 @@ pub(super) fn report(
         findings,
         modules,
         unloads: unload::unloads(snapshot, surroundings),
+        kmemleak: None,
         shake: shaken.map(|before| shake(before, snapshot)),
     };
     report.headline = headline::headline(&report);

@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result};
 use crate::{
     analysis::triage::{Identity, Look, Process, allocates_stacks, ledger},
     proc::{
-        cgroups,
+        cgroups::{self, Groups},
         fields::Fields,
-        mounts, slab,
+        mounts::{self, Mount},
+        slab,
         slab::SlabCache,
         sockets,
         status::{Found, Reader},
@@ -34,6 +35,8 @@ pub(super) struct Looker {
     pub(super) names: BTreeMap<u32, Identity>,
     /// What could not be read at the last look.
     pub(super) unreadable: Vec<Unreadable>,
+    /// What is mounted, at the last look.
+    mounts: Vec<Mount>,
     /// /proc/meminfo of the last look.
     pub(super) meminfo: Fields,
     /// The longest look.
@@ -63,6 +66,7 @@ impl Looker {
             page_kb: page_kb(),
             names: BTreeMap::new(),
             unreadable: Vec::new(),
+            mounts: Vec::new(),
             meminfo: Fields::default(),
             slowest_ms: 0.0,
         }
@@ -81,8 +85,8 @@ impl Looker {
         let mounts =
             self.allow(mounts, "/proc/self/mountinfo", "files in memory and control groups are missing");
         let mounts = mounts.unwrap_or_default();
-        let groups = cgroups::read(&self.root, &mounts);
         let in_memory = mounts::in_memory(&self.root, &mounts);
+        self.mounts = mounts;
         // Last, so that the numbers that have to add up are read one after the other.
         let socket_pages = sockets::buffer_pages(&self.root);
         let socket_pages =
@@ -116,12 +120,18 @@ impl Looker {
             caches,
             callers,
             mounts: in_memory,
-            groups,
+            groups: Groups::default(),
             processes,
         };
         self.meminfo = meminfo;
         self.slowest_ms = self.slowest_ms.max(begun.elapsed().as_secs_f64() * 1e3);
         Ok(look)
+    }
+
+    /// Reads the control groups, for the first look and for the last: the kernel adds up the counters of all CPUs
+    /// for each.
+    pub(super) fn groups(&self) -> Groups {
+        cgroups::read(&self.root, &self.mounts)
     }
 
     /// What was read, or nothing and a note of why.

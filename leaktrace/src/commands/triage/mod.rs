@@ -151,7 +151,16 @@ impl<'a> Session<'a> {
             looks: 0,
         };
         session.look()?;
+        session.read_groups();
         Ok(session)
+    }
+
+    /// Gives the last look its control groups.
+    fn read_groups(&mut self) {
+        let groups = self.looker.groups();
+        if let Some(look) = self.seen.looks.last_mut() {
+            look.groups = groups;
+        }
     }
 
     /// Takes looks until a time has passed or a signal comes.
@@ -209,6 +218,7 @@ impl<'a> Session<'a> {
 
     /// Looks in depth where it is worth it, and puts the answer together.
     fn answer(&mut self) -> Triage {
+        self.read_groups();
         self.seen.names.clone_from(&self.looker.names);
         self.seen.details = depth::details(self.root, &self.seen, &self.openers);
         let modules = modules::read(self.root).unwrap_or_default();

@@ -1,0 +1,53 @@
+//! The addresses of a finding's objects, for those who look at memory by other means.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+
+use crate::{
+    report::model::{Object, Report},
+    tracer::{LiveObject, Snapshot, Tracer},
+};
+
+/// Objects that are listed of a leak or a suspect.
+const LISTED: usize = 1_000;
+
+/// Lists more objects of leaks and suspects than the oldest: all of them, if they are not too many.
+///
+/// # Errors
+/// When the kernel refuses a look at the tables.
+pub(super) fn list(tracer: &mut Tracer, snapshot: &Snapshot, report: &mut Report) -> Result<()> {
+    let of_note = |verdict: &str| matches!(verdict, "leak" | "suspect");
+    let mut objects: HashMap<usize, Vec<LiveObject>> = report
+        .findings
+        .iter()
+        .filter(|finding| of_note(&finding.verdict))
+        .map(|finding| (finding.site, snapshot.sites[finding.site].objects.clone()))
+        .collect();
+    if objects.is_empty() {
+        return Ok(());
+    }
+    tracer.each_object(snapshot, |site, object| {
+        if let Some(listed) = objects.get_mut(&site)
+            && listed.len() < LISTED
+        {
+            listed.push(*object);
+        }
+    })?;
+    for finding in &mut report.findings {
+        let Some(mut listed) = objects.remove(&finding.site) else { continue };
+        listed.sort_unstable_by_key(|object| (object.time_ns, object.address));
+        // The oldest were there already.
+        listed.dedup_by_key(|object| object.address);
+        let size = snapshot.sites[finding.site].object_size;
+        finding.objects = listed
+            .iter()
+            .map(|object| Object {
+                address: object.address,
+                size: if object.size == 0 { size } else { object.size },
+                age_s: snapshot.taken_ns.saturating_sub(object.time_ns) as f64 / 1e9,
+            })
+            .collect();
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! kmemleak's word beside ours, and that tracing does not blind it.
+
+use std::{fs, path::Path, process::Command, thread::sleep, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use leaktrace_tests::driver::{self, Mode};
+use serde_json::Value;
+
+use super::trace::{LEAKTRACE, Trace, items, number, owner};
+
+const LIST: &str = "/sys/kernel/debug/kmemleak";
+/// Objects of each leak while it is traced, and before.
+const OBJECTS: u64 = 200;
+const BEFORE: u64 = 150;
+/// kmemleak misses those that an old pointer is left to, on a stack or in the allocator's own lists, and all that these in
+/// turn have old pointers to: with or without us, from none to most of them. Of a tracer that keeps addresses it lists
+/// nothing until the trace has ended, and then so many at once.
+const BLINDED: u64 = OBJECTS / 2;
+
+/// What the report says of kmemleak and a function: in both, only here, only there.
+fn side(report: &Value, function: &str) -> Option<(u64, u64, u64)> {
+    let finding = items(&report["findings"]).find(|finding| {
+        items(&finding["stacks"]).next().and_then(owner).is_some_and(|owner| owner == function)
+    })?;
+    let side = &finding["proof"]["kmemleak"];
+    let objects = |name: &str| number(&side[name]["objects"]);
+    Some((objects("both"), objects("only_here"), objects("only_there")))
+}
+
+/// Of what only kmemleak lists, how many objects a function has.
+fn only_there(report: &Value, function: &str) -> u64 {
+    items(&report["kmemleak"]["others"])
+        .filter(|other| {
+            other["function"].as_str().is_some_and(|name| name.split('.').next() == Some(function))
+        })
+        .map(|other| number(&other["objects"]))
+        .sum()
+}
+
+/// Where there is no kmemleak, that is told and the report comes all the same.
+fn without() -> Result<bool> {
+    let trace = Trace::start(&["--kmemleak"])?;
+    let told = trace.said.contains("kmemleak cannot be asked: this kernel has no kmemleak");
+    let report = trace.stop()?;
+    let error = report.0["kmemleak"]["error"].as_str().unwrap_or_default().to_owned();
+    let right = told && error.contains("CONFIG_DEBUG_KMEMLEAK");
+    println!("  no kmemleak here: {error}{}", if right { "" } else { "   WRONG" });
+    Ok(right)
+}
+
+/// All that it lists of what leaked while tracing is live here, and most of what is live here is listed.
+pub fn test() -> Result<bool> {
+    if !Path::new("/sys/module").join(driver::NAME).exists() {
+        driver::load(0)?;
+    }
+    if !Path::new(LIST).exists() {
+        return without();
+    }
+    driver::run("memdup", Mode::Leak, BEFORE)?;
+    let trace = Trace::start(&["--kmemleak"])?;
+    // At once: what else happens between leaks leaves old pointers on the stack, and memory that is leaked has such to what
+    // is leaked later.
+    for path in ["kmalloc", "cache", "unbounded_list"] {
+        driver::run(path, Mode::Leak, OBJECTS)?;
+        driver::run("kmalloc", Mode::Balanced, 500)?;
+    }
+    sleep(Duration::from_secs(2));
+    let report = trace.stop()?.0;
+    let mut good = saved(&report)?;
+    let after = listed_again()?;
+    for (function, after) in ["kmalloc_leak", "cache_leak"].into_iter().zip(after) {
+        let (both, here, there) = side(&report, function).context("it is no finding")?;
+        // All that kmemleak lists of them is live here.
+        let blinded = both == 0 && after >= BLINDED;
+        let right = !blinded && both + here == OBJECTS && there == 0;
+        good &= right;
+        println!(
+            "  {function:<20} {both} in both, {here} only here, {there} only there; {after} listed after the trace{}",
+            mark(right)
+        );
+    }
+    let (both, here, _) = side(&report, "unbounded_list_leak").context("the list is no finding")?;
+    let right = both == 0 && here == OBJECTS;
+    good &= right;
+    println!("  unbounded_list_leak  {both} in both, {here} only here{}", mark(right));
+    let before = only_there(&report, "memdup_leak");
+    let right = before > 0;
+    good &= right;
+    println!("  memdup_leak          {before} of {BEFORE} before the trace only there{}", mark(right));
+    if !good {
+        println!("  {}", report["kmemleak"]);
+    }
+    Ok(good)
+}
+
+/// What it lists of the two leaks when nobody traces any more.
+fn listed_again() -> Result<[u64; 2]> {
+    fs::write(LIST, "scan")?;
+    sleep(Duration::from_secs(6));
+    fs::write(LIST, "scan")?;
+    let list = fs::read_to_string(LIST)?;
+    // The innermost frame of the driver is the one that leaks.
+    Ok(["kmalloc_leak+", "cache_leak+"].map(|function| list.matches(&format!(" {function}")).count() as u64))
+}
+
+fn mark(right: bool) -> &'static str {
+    if right { "" } else { "   WRONG" }
+}
+
+/// The same from files.
+fn saved(report: &Value) -> Result<bool> {
+    fs::copy(LIST, "/tmp/kmemleak").context("cannot copy kmemleak's list")?;
+    fs::write("/tmp/report.json", report.to_string())?;
+    let output = Command::new(LEAKTRACE)
+        .args(["compare", "--kmemleak", "/tmp/kmemleak", "--format", "json", "/tmp/report.json"])
+        .output()?;
+    ensure!(output.status.success(), "compare failed: {}", String::from_utf8_lossy(&output.stderr));
+    let again: Value = serde_json::from_slice(&output.stdout)?;
+    let right = ["kmalloc_leak", "cache_leak", "unbounded_list_leak"]
+        .iter()
+        .all(|function| side(&again, function) == side(report, function));
+    println!("  the same from files{}", mark(right));
+    if !right {
+        println!("  {}", again["kmemleak"]);
+    }
+    Ok(right)
+}
