@@ -56,7 +56,7 @@ impl Culprit {
     /// Has triage watch it.
     pub fn watched(&mut self, args: &[&str]) -> Value {
         let child = Command::new(leaktrace())
-            .args(["triage", "--duration", "3", "--format", "json"])
+            .args(["triage", "--duration", "10", "--format", "json"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -65,6 +65,10 @@ impl Culprit {
         // The first look has to be over.
         sleep(Duration::from_millis(400));
         self.go();
+        // However long that took: the last look comes when it is told to end.
+        sleep(Duration::from_millis(300));
+        // SAFETY: kill takes integers only; the process is our child and not waited for.
+        unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
         let output = child.wait_with_output().expect("it can be waited for");
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).expect("the answer is JSON")
@@ -79,12 +83,35 @@ impl Drop for Culprit {
     }
 }
 
-/// Drops a file's pages from the page cache.
+/// Drops a file's pages from the page cache: those that are on their way to the disk a little later.
 pub fn forget(path: &Path) {
     use std::os::fd::AsRawFd as _;
     let file = std::fs::File::open(path).expect("it is there");
-    file.sync_all().expect("it can be written back");
-    // SAFETY: an open descriptor and integers.
-    let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-    assert_eq!(result, 0);
+    for _ in 0..50 {
+        file.sync_all().expect("it can be written back");
+        // SAFETY: an open descriptor and integers.
+        let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        assert_eq!(result, 0);
+        if resident(&file) == 0 {
+            return;
+        }
+        sleep(Duration::from_millis(100));
+    }
+    panic!("{} pages stay in the page cache", resident(&file));
+}
+
+/// Pages of a file that are in the page cache.
+fn resident(file: &std::fs::File) -> usize {
+    use std::os::fd::AsRawFd as _;
+    let bytes = file.metadata().expect("it is there").len() as usize;
+    let mut pages = vec![0_u8; bytes.div_ceil(4_096)];
+    // SAFETY: a mapping of our own of an open file, which is only asked about and unmapped, and room for a byte a page.
+    unsafe {
+        let start =
+            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(start, libc::MAP_FAILED);
+        assert_eq!(libc::mincore(start, bytes, pages.as_mut_ptr()), 0);
+        libc::munmap(start, bytes);
+    }
+    pages.iter().filter(|&&page| page & 1 != 0).count()
 }

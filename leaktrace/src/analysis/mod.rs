@@ -1,5 +1,6 @@
 //! Judgement: pure functions from what was seen to what it means.
 
+pub mod accounts;
 pub mod blame;
 pub mod crosscheck;
 pub mod growth;

@@ -27,9 +27,18 @@ use super::{
     stop::Stop,
 };
 use crate::{
+    analysis::accounts::Accounts,
     cli::{Format, TraceArgs},
-    kernel::{dwarf::DebugInfo, machine::Machine, modules, places::Places},
-    proc::slab::{self, CacheTraits, SlabCache},
+    kernel::{
+        dwarf::DebugInfo,
+        machine::{Machine, page_bytes},
+        modules,
+        places::Places,
+    },
+    proc::{
+        profile,
+        slab::{self, CacheTraits, SlabCache},
+    },
     report::{escape, known::Known, page::WIDTH, text},
     tracer::{
         Settings, Snapshot, Tracer,
@@ -59,6 +68,8 @@ pub(super) struct Surroundings {
     pub(super) no_page_lookup: Option<String>,
     pub(super) slabinfo_error: Option<String>,
     pub(super) min_age_s: f64,
+    /// What the kernel's own accounts had at the beginning and at the end, where it keeps them.
+    pub(super) accounts: Option<(profile::Places, Accounts)>,
 }
 
 impl Surroundings {
@@ -71,6 +82,11 @@ impl Surroundings {
         }
         if let Ok(now) = Meminfo::current() {
             self.memory.1 = now;
+        }
+        if let Some((before, accounts)) = &mut self.accounts
+            && let Some(now) = profile::read(root, page_bytes())
+        {
+            *accounts = Accounts::new(before, &now);
         }
         self.places.refresh(root);
     }
@@ -132,6 +148,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let mut tracer = Tracer::new(&kernel.layout, sizes, settings, attribution, &loaded)?;
     let memory = Meminfo::current().context("cannot read /proc/meminfo")?;
     let started = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+    let accounts = profile::read(root, page_bytes());
     tracer.attach()?;
     // Once more, because the tables and programs themselves took slab memory.
     let before = before.and_then(|_| slab::read_slabinfo(root).ok());
@@ -148,6 +165,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         no_page_lookup: kernel.layout.no_page_lookup,
         slabinfo_error,
         min_age_s: args.survivor_age().as_secs_f64(),
+        accounts: accounts.map(|places| (places, Accounts::default())),
     };
     let mut judging = Judging::new(args, baseline.as_ref());
     let shaken = runtime.block_on(watch(&mut tracer, &filter, &stop, &mut surroundings, &mut judging))?;

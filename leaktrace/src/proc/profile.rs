@@ -15,6 +15,18 @@ const LIMIT: usize = 2_000_000;
 /// allocate_slab`, with the module in brackets.
 pub type Places = BTreeMap<String, u64>;
 
+/// What the kernel's own accounts have, where it keeps them: by place in its source, else, of pages only, by function.
+/// `None` where it keeps none, or they may not be read.
+pub fn read(root: &Path, page_bytes: u64) -> Option<Places> {
+    if let Ok(places) = allocinfo(root)
+        && !places.is_empty()
+    {
+        return Some(places);
+    }
+    let pages = page_owners(root).ok().filter(|places| !places.is_empty())?;
+    Some(pages.into_iter().map(|(place, pages)| (place, pages.saturating_mul(page_bytes))).collect())
+}
+
 /// Reads `/proc/allocinfo` below `root` (`lib/alloc_tag.c`).
 ///
 /// # Errors

@@ -88,6 +88,24 @@ pub struct Proof {
     /// kmemleak.
     #[serde(default)]
     pub kmemleak: Option<KmemleakSide>,
+    /// The kernel's own accounts: /proc/allocinfo, or `page_owner`.
+    #[serde(default)]
+    pub accounts: Option<AccountSide>,
+}
+
+/// What the kernel's own accounts have for the function of a finding.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct AccountSide {
+    /// The place in the kernel's source that holds most of it.
+    pub place: String,
+    /// Held at the beginning.
+    pub bytes_before: u64,
+    /// Held at the end.
+    pub bytes_after: u64,
+    /// Whether the change agrees with what was traced.
+    pub agreement: Word,
+    /// How the place was found: by the name of the `function`, or as the only one of the module whose `size` agrees.
+    pub matched_by: Word,
 }
 
 /// A caller that frees.

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 pub use super::{
     finding::{
-        Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof, Stack, Survivors,
-        Task,
+        AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof, Stack,
+        Survivors, Task,
     },
     kmemleak::KmemleakReport,
     unload::{LeftSite, Unload},
@@ -51,12 +51,26 @@ pub struct Report {
     /// Watched modules that were removed, and what they left behind.
     #[serde(default)]
     pub unloads: Vec<Unload>,
+    /// The kernel's own accounts, where it keeps them: what grew most, and then the largest.
+    #[serde(default)]
+    pub accounts: Vec<Account>,
     /// kmemleak's word, with `--kmemleak`.
     #[serde(default)]
     pub kmemleak: Option<KmemleakReport>,
     /// What went away when caches were dropped, with `--shake`.
     #[serde(default)]
     pub shake: Option<Shake>,
+}
+
+/// What a place in the kernel's source holds.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Account {
+    /// `file:line [module] function`, or `function [module]` where only pages are accounted for.
+    pub place: String,
+    /// At the beginning.
+    pub bytes_before: u64,
+    /// At the end.
+    pub bytes_after: u64,
 }
 
 /// The answer in one sentence, and its numbers.

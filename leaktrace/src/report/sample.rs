@@ -157,6 +157,7 @@ pub fn report(verdict: &'static str) -> Report {
             bytes_per_s: 22_300.0,
         }],
         unloads: Vec::new(),
+        accounts: Vec::new(),
         kmemleak: None,
         shake: None,
     };

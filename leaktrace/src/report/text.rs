@@ -3,10 +3,11 @@
 use std::fmt::{self, Write as _};
 
 use super::{
+    columns::Columns,
     escape, findings,
     findings::place,
     kmemleak,
-    model::{Cache, Report},
+    model::{Account, Cache, Report},
     page::{WIDTH, paragraph, plain_table, right_aligned, shorten, trimmed, wrap},
 };
 use crate::units;
@@ -46,6 +47,7 @@ fn write_report(out: &mut String, report: &Report, style: &Style) -> fmt::Result
     }
     unloads(out, report, style)?;
     caches(out, report, style)?;
+    accounts(out, report, style)?;
     let kmemleak = kmemleak::render(report, style.width);
     if !kmemleak.is_empty() {
         write!(out, "\n{kmemleak}")?;
@@ -131,6 +133,26 @@ fn unloads(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+/// Growth of an account from which on it is told, in bytes.
+const GREW: i64 = 64 << 10;
+
+/// What grew in the kernel's own accounts.
+fn accounts(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
+    let grown = |account: &Account| account.bytes_after as i64 - account.bytes_before as i64;
+    let shown = report.accounts.iter().filter(|account| style.verbose || grown(account) >= GREW);
+    let shown: Vec<_> = shown.take(style.top).collect();
+    if shown.is_empty() {
+        return Ok(());
+    }
+    let cells =
+        |cell: &dyn Fn(&Account) -> String| shown.iter().map(|account| cell(account)).collect::<Vec<_>>();
+    let columns = Columns::default()
+        .left(0, "The kernel's own accounts", cells(&|account| shorten(&escape(&account.place), 60)))
+        .right(0, "before", cells(&|account| units::bytes(account.bytes_before as f64)))
+        .right(0, "after", cells(&|account| units::bytes(account.bytes_after as f64)));
+    writeln!(out, "\n{}", columns.lines(style.width))
 }
 
 /// What went away when caches were dropped.

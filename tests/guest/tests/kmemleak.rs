@@ -54,6 +54,7 @@ pub fn test() -> Result<bool> {
         driver::load(0)?;
     }
     if !Path::new(LIST).exists() {
+        driver::unload()?;
         return without();
     }
     driver::run("memdup", Mode::Leak, BEFORE)?;
@@ -90,6 +91,7 @@ pub fn test() -> Result<bool> {
     if !good {
         println!("  {}", report["kmemleak"]);
     }
+    driver::unload()?;
     Ok(good)
 }
 

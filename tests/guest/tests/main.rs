@@ -1,5 +1,6 @@
 //! What is tested in a guest: leaktrace on its kernel, against a driver whose truth is known.
 
+mod accounts;
 mod kmemleak;
 mod module;
 mod paths;
@@ -15,10 +16,12 @@ use anyhow::Result;
 /// A test: its name, and what it does; true when it is right.
 type Test = (&'static str, fn() -> Result<bool>);
 
-/// In this order: the first two count what is leaked, by whomever.
-const TESTS: [Test; 9] = [
+/// In this order: the first three count what is leaked, by whomever, and remove the driver in the end, for the next one
+/// to see it loaded.
+const TESTS: [Test; 10] = [
     ("kmemleak's word", kmemleak::test),
     ("triage of a driver that leaks", triage::test),
+    ("the kernel's own accounts", accounts::test),
     ("every path, by fentry", || paths::test(paths::Hooked::Fentry)),
     ("every path, by kprobes", || paths::test(paths::Hooked::Kprobe)),
     ("every path, without either", || paths::test(paths::Hooked::Not)),

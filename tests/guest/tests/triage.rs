@@ -76,5 +76,6 @@ pub fn test() -> Result<bool> {
             println!("  {left:.0} of {total:.0} kB unaccounted before{mark}");
         }
     }
+    driver::unload()?;
     Ok(good)
 }

@@ -4,10 +4,11 @@ use leaktrace_common::{FREED_BY_RCU, FREED_IN_BULK};
 
 use super::{Judged, Surroundings, words};
 use crate::{
-    analysis::{lifetime, verdict},
+    analysis::{accounts::Agreement, lifetime, verdict},
     cli::TraceArgs,
     report::model::{
-        Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Stack, Survivors, Task,
+        AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof, Stack,
+        Survivors, Task,
     },
     tracer::{SiteRecord, Snapshot},
 };
@@ -45,6 +46,7 @@ pub(super) fn finding(
         None => responsible.symbol.clone().unwrap_or_else(|| responsible.label()),
     };
     let freed_by = freed_by(site, surroundings);
+    let accounts = account(site, [&responsible, &call_site], surroundings);
     let (open, settle) = words::open(judged, snapshot, &call_site, in_module.is_some().then_some(&*module));
     Finding {
         site: judged.index,
@@ -57,13 +59,17 @@ pub(super) fn finding(
         cache: site.cache.clone(),
         is_module: in_module.is_some(),
         module,
-        evidence: words::evidence(judged, snapshot, &freed_by, &call_site, args),
+        evidence: {
+            let mut words = words::evidence(judged, snapshot, &freed_by, &call_site, args);
+            words.extend(accounts.as_ref().map(words::account));
+            words
+        },
         open,
         settle,
         call_site,
         responsible,
         in_module,
-        proof: None,
+        proof: accounts.map(|accounts| Proof { accounts: Some(accounts), ..Proof::default() }),
         split: site.owner.is_some(),
         allocated: site.allocated,
         freed: site.freed,
@@ -112,6 +118,26 @@ pub(super) fn finding(
             })
             .collect(),
     }
+}
+
+/// What the kernel's own accounts have for the function that is responsible.
+fn account(site: &SiteRecord, frames: [&Frame; 2], surroundings: &Surroundings) -> Option<AccountSide> {
+    let (_, accounts) = surroundings.accounts.as_ref()?;
+    // A function that allocates for others has everybody's.
+    let frames = frames.into_iter().take(if site.owner.is_some() { 1 } else { 2 });
+    let functions: Vec<_> =
+        frames.filter_map(|frame| Some((frame.symbol.clone()?, frame.module.clone()))).collect();
+    let by_function = accounts.of(&functions);
+    let module = || functions.iter().find_map(|(_, module)| module.as_deref());
+    let matched_by = if by_function.is_some() { "function" } else { "size" };
+    let account = by_function.or_else(|| accounts.alike(module()?, site.live_bytes))?;
+    Some(AccountSide {
+        matched_by: matched_by.into(),
+        agreement: Agreement::of(account.grown(), site.live_bytes).word().into(),
+        place: account.place,
+        bytes_before: account.before,
+        bytes_after: account.after,
+    })
 }
 
 fn call_site(site: &SiteRecord, surroundings: &Surroundings) -> Frame {

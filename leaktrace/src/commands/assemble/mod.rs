@@ -19,8 +19,8 @@ use crate::{
         headline,
         known::Known,
         model::{
-            Amount, Cache, Headline, Machine, MemoryChange, Module, Report, SCHEMA, Shake, ShakenCache,
-            SlabChange, TracedReport, Window, Word,
+            Account, Amount, Cache, Headline, Machine, MemoryChange, Module, Report, SCHEMA, Shake,
+            ShakenCache, SlabChange, TracedReport, Window, Word,
         },
     },
     tracer::Snapshot,
@@ -75,11 +75,25 @@ pub(super) fn report(
         findings,
         modules,
         unloads: unload::unloads(snapshot, surroundings),
+        accounts: accounts(surroundings),
         kmemleak: None,
         shake: shaken.map(|before| shake(before, snapshot)),
     };
     report.headline = headline::headline(&report);
     report
+}
+
+/// Accounts that are reported.
+const ACCOUNTS: usize = 50;
+
+fn accounts(surroundings: &Surroundings) -> Vec<Account> {
+    let most = surroundings.accounts.iter().flat_map(|(_, accounts)| accounts.most(ACCOUNTS));
+    most.map(|account| Account {
+        place: account.place,
+        bytes_before: account.before,
+        bytes_after: account.after,
+    })
+    .collect()
 }
 
 /// What of the traced objects went away when caches were dropped.

@@ -9,7 +9,7 @@ use crate::{
         verdict::{self, Open, Verdict},
     },
     cli::TraceArgs,
-    report::model::{Frame, FreedBy},
+    report::model::{AccountSide, Frame, FreedBy},
     tracer::Snapshot,
     units,
 };
@@ -54,6 +54,26 @@ pub(super) fn evidence(
         words.push(format!("scaled from 1 in {} addresses, give or take {error:.0} %", snapshot.sampling));
     }
     words
+}
+
+/// From which size on it is told what is held since before the trace.
+const HELD_BEFORE: u64 = 64 << 10;
+
+/// What the kernel's own accounts say.
+pub(super) fn account(side: &AccountSide) -> String {
+    let grown = side.bytes_after as f64 - side.bytes_before as f64;
+    let sign = if grown < 0.0 { "" } else { "+" };
+    let before = if side.bytes_before >= HELD_BEFORE {
+        format!("; it held {} before the trace", units::bytes(side.bytes_before as f64))
+    } else {
+        String::new()
+    };
+    format!(
+        "the kernel's own accounts have {sign}{} at {}: {}{before}",
+        units::bytes(grown),
+        side.place,
+        side.agreement
+    )
 }
 
 fn survivors(judged: &Judged<'_>, snapshot: &Snapshot, call_site: &Frame, args: &TraceArgs) -> String {

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     analysis::triage::{Identity, Look, Process, allocates_stacks, ledger},
+    kernel::machine::page_bytes,
     proc::{
         cgroups::{self, Groups},
         fields::Fields,
@@ -45,9 +46,7 @@ pub(super) struct Looker {
 
 /// Size of a page in kB.
 pub(super) fn page_kb() -> u64 {
-    // SAFETY: sysconf takes an integer.
-    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(bytes).unwrap_or(4_096) / 1_024
+    page_bytes() / 1_024
 }
 
 /// Why something could not be read, without the file's name.

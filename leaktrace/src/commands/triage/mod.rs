@@ -146,7 +146,7 @@ impl<'a> Session<'a> {
             seen: Observation { page_kb: look::page_kb(), cpus, ..Observation::default() },
             machine,
             started: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
-            places: places(root),
+            places: profile::read(root, look::page_kb() * 1_024),
             every: 1,
             looks: 0,
         };
@@ -223,7 +223,7 @@ impl<'a> Session<'a> {
         self.seen.details = depth::details(self.root, &self.seen, &self.openers);
         let modules = modules::read(self.root).unwrap_or_default();
         depth::caches(self.root, &mut self.seen, &modules);
-        self.seen.places = self.places.clone().zip(places(self.root));
+        self.seen.places = self.places.clone().zip(profile::read(self.root, look::page_kb() * 1_024));
         let mut answer = assemble::triage(self.root, &self.seen, &self.looker, &modules);
         if let Some(machine) = &self.machine {
             answer.kernel.clone_from(&machine.release);
@@ -242,16 +242,4 @@ impl<'a> Session<'a> {
         };
         answer
     }
-}
-
-/// What the kernel's own accounts have, where it keeps them: by place in its source, else by function.
-fn places(root: &Path) -> Option<Places> {
-    if let Ok(places) = profile::allocinfo(root)
-        && !places.is_empty()
-    {
-        return Some(places);
-    }
-    let pages = profile::page_owners(root).ok().filter(|places| !places.is_empty())?;
-    let bytes = look::page_kb() * 1_024;
-    Some(pages.into_iter().map(|(place, pages)| (place, pages.saturating_mul(bytes))).collect())
 }
