@@ -243,3 +243,28 @@ impl<'a> Session<'a> {
         answer
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_looks_some_are_kept_of_all_the_time() {
+        let mut session = Session::new(Path::new("/")).unwrap();
+        for _ in 0..KEPT * 5 {
+            session.look().unwrap();
+        }
+        let times: Vec<f64> = session.seen.looks.iter().map(|look| look.at_s).collect();
+        assert!((KEPT / 2..=KEPT).contains(&times.len()), "{times:?}");
+        assert!(times.is_sorted() && times[0] < times[1]);
+        let (span, longest) = (session.seen.duration_s(), times.windows(2).map(|pair| pair[1] - pair[0]));
+        // None is far from the next.
+        assert!(longest.fold(0.0, f64::max) < span / 3.0, "{times:?}");
+        // What is too old goes, but for the last look.
+        session.forget_before(Duration::ZERO);
+        assert_eq!(session.seen.looks.len(), 1);
+        let answer = session.answer();
+        assert_eq!(answer.schema, model::SCHEMA);
+        assert!(!answer.ledger.is_empty() && !answer.diagnosis.is_empty() && answer.process_count > 2);
+    }
+}
