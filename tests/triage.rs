@@ -53,6 +53,16 @@ fn a_growing_process_is_named() {
     assert!(triage["processes"][0]["pid"] == culprit.pid(), "{:#}", triage["processes"][0]);
 }
 
+/// Bytes of the page cache, without tmpfs.
+fn page_cache() -> f64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let kb = |name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    (kb("Cached:") + kb("Buffers:") - kb("Shmem:")) * 1_024.0
+}
+
 fn row<'a>(triage: &'a Value, class: &str) -> &'a Value {
     triage["ledger"].as_array().unwrap().iter().find(|row| row["class"] == class).unwrap()
 }
@@ -140,9 +150,13 @@ fn a_large_file_that_is_read_is_only_page_cache() {
     drop(file);
     forget(&path);
     let mut culprit = Culprit::new(CULPRIT, "read", 400 << 20, &path);
+    let before = page_cache();
     let triage = culprit.watched(&[]);
+    let grown = page_cache() - before;
     let first = first(&triage, "page_cache");
-    within(number(&first["bytes_grown"]), 400.0 * MIB, 0.1);
+    // Some machines take back what is not used all the time: what is left is what the kernel says.
+    assert!(grown > 250.0 * MIB, "{grown}");
+    within(number(&first["bytes_grown"]), grown, 0.1);
     assert!(first["text"].as_str().unwrap().contains("normal"));
 }
 

@@ -118,9 +118,13 @@ fn saved(report: &Value) -> Result<bool> {
         .output()?;
     ensure!(output.status.success(), "compare failed: {}", String::from_utf8_lossy(&output.stderr));
     let again: Value = serde_json::from_slice(&output.stdout)?;
-    let right = ["kmalloc_leak", "cache_leak", "unbounded_list_leak"]
-        .iter()
-        .all(|function| side(&again, function) == side(report, function));
+    let right = ["kmalloc_leak", "cache_leak", "unbounded_list_leak"].iter().all(|function| {
+        // The list is read again, and what is pointed to changes all the time.
+        let near = |a: u64, b: u64| a.abs_diff(b) <= OBJECTS / 20;
+        side(&again, function)
+            .zip(side(report, function))
+            .is_some_and(|(files, run)| near(files.0, run.0) && near(files.1, run.1) && near(files.2, run.2))
+    });
     println!("  the same from files{}", mark(right));
     if !right {
         println!("  {}", again["kmemleak"]);
