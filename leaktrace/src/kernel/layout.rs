@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use leaktrace_common::Config;
 
-use super::{btf::Btf, symbols::Symbols};
+use super::{btf::Btf, machine::page_bytes, symbols::Symbols};
 
 /// What was found of the slab tracepoints and structs.
 pub struct Layout {
@@ -59,7 +59,7 @@ impl Layout {
     /// # Errors
     /// When a tracepoint or a member without which nothing can be traced is missing.
     pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Self> {
-        let page_bytes = page_bytes();
+        let page_bytes = page_bytes() as u32;
         let mut config = Config { page_shift: page_bytes.trailing_zeros(), ..Config::default() };
         config.max_cache_size = page_bytes * MAX_CACHE_PAGES;
         config.kmalloc_bytes_req = argument(btf, "kmalloc", "bytes_req")?;
@@ -107,12 +107,6 @@ impl Layout {
         let functions = FUNCTIONS.into_iter().filter(|function| btf.has_function(function)).collect();
         Ok(Self { config, tracepoints, functions, no_page_lookup })
     }
-}
-
-fn page_bytes() -> u32 {
-    // SAFETY: sysconf has no preconditions.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u32::try_from(size).unwrap_or(4_096)
 }
 
 fn has_tracepoint(btf: &Btf, event: &str) -> bool {

@@ -5,12 +5,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, BufRead as _, BufReader},
-    path::Path,
+    io,
+    path::{Path, PathBuf},
 };
 
-use super::fields::Fields;
+use super::{fields::Fields, for_lines};
 
 /// Lines that are read at most.
 const LIMIT: usize = 4_000_000;
@@ -44,7 +43,7 @@ pub type Segments = BTreeMap<String, Segment>;
 pub fn segments(root: &Path, pid: u32) -> io::Result<Segments> {
     let mut segments = Segments::new();
     let mut current = String::new();
-    for_lines(root, pid, "smaps", |line| {
+    for_lines(&path(root, pid, "smaps"), LIMIT, |line| {
         if let Some(mapping) = mapping(line) {
             current = mapping.name.chars().take(NAME).collect();
             let segment = segments.entry(current.clone()).or_default();
@@ -88,7 +87,7 @@ const GO_ARENA_END: u64 = 0xe0_0000_0000;
 /// When it cannot be read: it is for the owner and root.
 pub fn program(root: &Path, pid: u32) -> io::Result<Program> {
     let mut program = Program::default();
-    for_lines(root, pid, "maps", |line| {
+    for_lines(&path(root, pid, "maps"), LIMIT, |line| {
         let Some(mapping) = mapping(line) else { return };
         program.mappings += 1;
         program.has_go_arena |=
@@ -108,23 +107,12 @@ pub fn program(root: &Path, pid: u32) -> io::Result<Program> {
 /// # Errors
 /// When it cannot be read.
 pub fn pss_kb(root: &Path, pid: u32) -> io::Result<u64> {
-    let path = root.join("proc").join(pid.to_string()).join("smaps_rollup");
-    let fields = Fields::parse(&super::read_bounded(&path, 1 << 16)?);
+    let fields = Fields::parse(&super::read_bounded(&path(root, pid, "smaps_rollup"), 1 << 16)?);
     fields.get("Pss").ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-fn for_lines(root: &Path, pid: u32, file: &str, mut take: impl FnMut(&str)) -> io::Result<()> {
-    let path = root.join("proc").join(pid.to_string()).join(file);
-    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
-    let mut line = Vec::new();
-    for _ in 0..LIMIT {
-        line.clear();
-        if file.read_until(b'\n', &mut line)? == 0 {
-            break;
-        }
-        take(String::from_utf8_lossy(&line).trim_end_matches('\n'));
-    }
-    Ok(())
+fn path(root: &Path, pid: u32, file: &str) -> PathBuf {
+    root.join("proc").join(pid.to_string()).join(file)
 }
 
 /// A mapping's first line.

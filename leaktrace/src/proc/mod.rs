@@ -20,7 +20,7 @@ pub mod zoneinfo;
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io::{self, BufRead as _, BufReader, Read as _},
     path::Path,
 };
 
@@ -29,4 +29,18 @@ fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Takes a file's lines, without their ends, but no more than `limit` of them. What is no UTF-8 is replaced.
+fn for_lines(path: &Path, limit: usize, mut take: impl FnMut(&str)) -> io::Result<()> {
+    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let mut line = Vec::new();
+    for _ in 0..limit {
+        line.clear();
+        if file.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        take(String::from_utf8_lossy(&line).trim_end_matches('\n'));
+    }
+    Ok(())
 }

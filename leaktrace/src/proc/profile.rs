@@ -1,12 +1,9 @@
 //! What kernels that account for every allocation say: /proc/allocinfo (6.10 and later), and
 //! `page_owner`'s stacks (6.8 and later). Few kernels have either switched on.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{self, BufRead as _, BufReader},
-    path::Path,
-};
+use std::{collections::BTreeMap, io, path::Path};
+
+use super::for_lines;
 
 /// Lines that are read at most.
 const LIMIT: usize = 2_000_000;
@@ -33,7 +30,7 @@ pub fn read(root: &Path, page_bytes: u64) -> Option<Places> {
 /// When it is not there or cannot be read: it is for root only.
 pub fn allocinfo(root: &Path) -> io::Result<Places> {
     let mut places = Places::new();
-    for_lines(&root.join("proc/allocinfo"), |line| {
+    for_lines(&root.join("proc/allocinfo"), LIMIT, |line| {
         if let Some((place, bytes)) = allocation(line) {
             *places.entry(place).or_default() += bytes;
         }
@@ -86,7 +83,9 @@ const ALLOCATORS: [&str; 16] = [
 pub fn page_owners(root: &Path) -> io::Result<Places> {
     let mut places = Places::new();
     let mut owner: Option<String> = None;
-    for_lines(&root.join("sys/kernel/debug/page_owner_stacks/show_stacks"), |line| match stack_line(line) {
+    for_lines(&root.join("sys/kernel/debug/page_owner_stacks/show_stacks"), LIMIT, |line| match stack_line(
+        line,
+    ) {
         StackLine::Frame(function) => {
             if owner.is_none() && !ALLOCATORS.iter().any(|known| function.starts_with(known)) {
                 owner = Some(function);
@@ -127,19 +126,6 @@ fn stack_line(line: &str) -> StackLine {
         }
         _ => StackLine::Other,
     }
-}
-
-fn for_lines(path: &Path, mut take: impl FnMut(&str)) -> io::Result<()> {
-    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
-    let mut line = Vec::new();
-    for _ in 0..LIMIT {
-        line.clear();
-        if file.read_until(b'\n', &mut line)? == 0 {
-            break;
-        }
-        take(&String::from_utf8_lossy(&line));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

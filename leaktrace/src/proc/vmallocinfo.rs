@@ -1,13 +1,10 @@
 //! /proc/vmallocinfo: who has areas of the kernel's virtual address space.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{BufRead as _, BufReader},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result};
+
+use super::for_lines;
 
 /// Areas that are read at most.
 const LIMIT: usize = 2_000_000;
@@ -35,22 +32,16 @@ pub type Callers = BTreeMap<String, Areas>;
 /// When it cannot be read: it is for root only.
 pub fn read(root: &Path) -> Result<Callers> {
     let path = root.join("proc/vmallocinfo");
-    let unreadable = || format!("cannot read {}", path.display());
-    let mut file = BufReader::new(File::open(&path).with_context(unreadable)?);
     let mut callers = Callers::new();
-    let mut line = Vec::new();
-    for _ in 0..LIMIT {
-        line.clear();
-        if file.read_until(b'\n', &mut line).with_context(unreadable)? == 0 {
-            break;
-        }
-        if let Some((caller, area)) = parse(&String::from_utf8_lossy(&line)) {
+    for_lines(&path, LIMIT, |line| {
+        if let Some((caller, area)) = parse(line) {
             let sum = callers.entry(caller).or_default();
             sum.areas += 1;
             sum.pages += area.pages;
             sum.bytes += area.bytes;
         }
-    }
+    })
+    .with_context(|| format!("cannot read {}", path.display()))?;
     Ok(callers)
 }
 

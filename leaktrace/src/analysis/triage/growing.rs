@@ -57,8 +57,12 @@ pub(super) fn how(trend_kb: &Trend, duration_s: f64) -> String {
     }
 }
 
-/// The rank of growth that the kernel can take back.
-pub(super) fn harmless(change_kb: f64) -> f64 {
+/// The rank of growth, by whether the kernel can take it back.
+pub(super) fn rank(reclaimable: bool, change_kb: f64) -> f64 {
+    if reclaimable { harmless(change_kb) } else { change_kb }
+}
+
+fn harmless(change_kb: f64) -> f64 {
     // The larger of two first, although both are capped.
     (change_kb * HARMLESS).min(HARMLESS_CAP_KB) + change_kb * 1e-6
 }
@@ -143,8 +147,7 @@ fn rest(seen: &Observation) -> Vec<Ranked> {
             units::bytes(trend.after * 1_024.0)
         );
         let diagnosis = Diagnosis::new(kind, Culprit::default(), text, vec![next.into()]).grown(&trend);
-        let rank = if class.is_reclaimable() { harmless(trend.change()) } else { trend.change() };
-        found.push((rank, diagnosis));
+        found.push((rank(class.is_reclaimable(), trend.change()), diagnosis));
     }
     found
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     Culprit, Diagnosis, Kind, Observation, Ranked, allocates_stacks, caches,
-    growing::{FLOOR_KB, harmless, how},
+    growing::{FLOOR_KB, how, rank},
     ledger::Class,
     trend::Trend,
 };
@@ -90,8 +90,7 @@ fn cache(seen: &Observation, name: &str, trend: &Trend) -> Ranked {
     };
     let culprit = Culprit { cache: Some(name.into()), module, ..Culprit::default() };
     let kind = if reclaimable { Kind::SlabReclaimable } else { Kind::Slab };
-    let rank = if reclaimable { harmless(trend.change()) } else { trend.change() };
-    (rank, Diagnosis::new(kind, culprit, text, next).grown(trend))
+    (rank(reclaimable, trend.change()), Diagnosis::new(kind, culprit, text, next).grown(trend))
 }
 
 /// Aliases that are named at most.
@@ -136,7 +135,7 @@ fn hidden_slab(seen: &Observation) -> Vec<Ranked> {
             units::bytes(trend.after * 1_024.0)
         );
         let next = vec!["sudo leaktrace triage".into()];
-        let rank = if class.is_reclaimable() { harmless(trend.change()) } else { trend.change() };
+        let rank = rank(class.is_reclaimable(), trend.change());
         found.push((rank, Diagnosis::new(kind, Culprit::default(), text, next).grown(&trend)));
     }
     found

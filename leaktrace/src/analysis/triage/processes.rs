@@ -24,7 +24,7 @@ const THREAD_KB: f64 = 24.0;
 const PROCESS_KB: f64 = 100.0;
 
 /// Those whose trend rises by `floor`, the largest growth first.
-pub(super) fn growers(trends: BTreeMap<u32, Trend>, floor: f64) -> Vec<(u32, Trend)> {
+pub fn growers(trends: BTreeMap<u32, Trend>, floor: f64) -> Vec<(u32, Trend)> {
     let mut growers: Vec<_> = trends.into_iter().filter(|(_, trend)| trend.change() >= floor).collect();
     growers.sort_by(|a, b| b.1.change().total_cmp(&a.1.change()));
     growers

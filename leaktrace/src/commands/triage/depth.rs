@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    analysis::triage::{Details, Look, Observation, caches, caches::Nature},
+    analysis::triage::{Details, Look, Observation, caches, caches::Nature, processes::growers},
     proc::{fds, fds::OpenFiles, maps, modules::Module, slab},
 };
 
@@ -52,11 +52,8 @@ impl Openers {
 /// Process ids that are worth a look: those that grow, and the largest.
 fn worth(seen: &Observation) -> Vec<u32> {
     let mut worth = BTreeSet::new();
-    let mut most = |trends: BTreeMap<u32, crate::analysis::triage::trend::Trend>| {
-        let mut trends: Vec<_> = trends.into_iter().filter(|(_, trend)| trend.change() > 0.0).collect();
-        trends.sort_by(|a, b| b.1.change().total_cmp(&a.1.change()));
-        worth.extend(trends.into_iter().take(EACH).map(|(pid, _)| pid));
-    };
+    // Of kB and of files alike less than one is none.
+    let mut most = |trends| worth.extend(growers(trends, 1.0).into_iter().take(EACH).map(|(pid, _)| pid));
     if seen.looks.len() > 1 {
         most(seen.process_trends(|process| f64::from(process.anon_kb)));
         most(seen.process_trends(|process| process.fds.map_or(0.0, f64::from)));

@@ -4,7 +4,11 @@ use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{Process, Unreadable};
+use super::{
+    model::{Process, Unreadable},
+    tables::changed,
+    text::{grown, kb},
+};
 use crate::{
     analysis::triage::Diagnosis,
     report::{
@@ -104,23 +108,6 @@ pub fn render(process: &InDepth, style: &Style) -> String {
     out
 }
 
-fn kb(value: u64) -> String {
-    units::bytes(value as f64 * 1_024.0)
-}
-
-fn grown(kb: i64) -> String {
-    let bytes = units::bytes(kb as f64 * 1_024.0);
-    match kb {
-        0 => String::new(),
-        _ if kb > 0 => format!("+{bytes}"),
-        _ => bytes,
-    }
-}
-
-fn changed(count: i64) -> String {
-    if count == 0 { String::new() } else { units::change(count) }
-}
-
 fn write(out: &mut String, depth: &InDepth, style: &Style) -> fmt::Result {
     let process = &depth.process;
     let language = process.language.as_ref().map_or_else(String::new, |language| format!(", {language}"));
@@ -130,10 +117,10 @@ fn write(out: &mut String, depth: &InDepth, style: &Style) -> fmt::Result {
         escape(&process.comm),
         process.pid,
         process.uid,
-        kb(process.anon_kb),
-        kb(process.rss_kb),
-        kb(process.vsz_kb),
-        kb(process.page_tables_kb),
+        kb(process.anon_kb as f64),
+        kb(process.rss_kb as f64),
+        kb(process.vsz_kb as f64),
+        kb(process.page_tables_kb as f64),
         units::plural(process.threads as usize, "thread"),
         process
             .fds
@@ -165,15 +152,16 @@ fn segments(out: &mut String, depth: &InDepth, style: &Style) -> fmt::Result {
     let shown: Vec<_> = depth.segments.iter().take(rows).collect();
     let cells =
         |cell: &dyn Fn(&Segment) -> String| shown.iter().map(|segment| cell(segment)).collect::<Vec<_>>();
-    let swap = |segment: &Segment| if segment.swap_kb == 0 { String::new() } else { kb(segment.swap_kb) };
+    let swap =
+        |segment: &Segment| if segment.swap_kb == 0 { String::new() } else { kb(segment.swap_kb as f64) };
     let columns = Columns::default()
         .left(0, "Memory", cells(&|segment| shorten(&escape(&segment.name), 40)))
-        .right(0, "resident", cells(&|segment| kb(segment.rss_kb)))
+        .right(0, "resident", cells(&|segment| kb(segment.rss_kb as f64)))
         .right(0, "grown", cells(&|segment| grown(segment.grown_kb)))
-        .right(0, "own", cells(&|segment| kb(segment.anon_kb)))
-        .right(3, "pss", cells(&|segment| kb(segment.pss_kb)))
+        .right(0, "own", cells(&|segment| kb(segment.anon_kb as f64)))
+        .right(3, "pss", cells(&|segment| kb(segment.pss_kb as f64)))
         .right(1, "swap", cells(&swap))
-        .right(2, "mapped", cells(&|segment| kb(segment.size_kb)))
+        .right(2, "mapped", cells(&|segment| kb(segment.size_kb as f64)))
         .right(1, "mappings", cells(&|segment| units::count(segment.mappings)))
         .right(1, "", cells(&|segment| changed(segment.mappings_grown)));
     writeln!(out, "\n{}", columns.lines(style.width))

@@ -27,7 +27,7 @@ fn cells<T>(rows: &[&T], cell: impl Fn(&T) -> String) -> Vec<String> {
 }
 
 /// Nothing for a change of nothing.
-fn changed(change: i64) -> String {
+pub(super) fn changed(change: i64) -> String {
     if change == 0 { String::new() } else { units::change(change) }
 }
 
