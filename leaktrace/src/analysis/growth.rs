@@ -157,15 +157,32 @@ pub fn measure(points: &[(f64, f64)]) -> Growth {
         // Of rare bursts most pairs of ticks see none.
         per_s = (end.1 - begin.1) / (end.0 - begin.0);
     }
-    let from = begin.1 + (end.1 - begin.1) / 10.0;
-    let rising_since = thinned.iter().find(|&&(_, objects)| objects > from).map_or(end.0, |point| point.0);
+    let settled_at = first + (last - first) / 3.0;
+    let level = at(points, settled_at);
+    let rising_since = crossed(points, settled_at, level + (end.1 - level) / 10.0).unwrap_or(end.0);
     Growth {
         per_s,
         p_value: mann_kendall(&values),
         ticks: thinned.len(),
-        sustained_s: if end.1 > begin.1 { end.0 - rising_since } else { 0.0 },
+        sustained_s: if end.1 > level { end.0 - rising_since } else { 0.0 },
         shape,
     }
+}
+
+/// The value on the line between the two points around a time.
+fn at(points: &[(f64, f64)], seconds: f64) -> f64 {
+    let after = points.partition_point(|point| point.0 < seconds).min(points.len() - 1);
+    let (from, to) = (points[after.saturating_sub(1)], points[after]);
+    if to.0 > from.0 { from.1 + (to.1 - from.1) * (seconds - from.0) / (to.0 - from.0) } else { to.1 }
+}
+
+/// When a level was first exceeded from some time on, between two ticks in proportion: else the answer would
+/// jump by a tick with each new point, and what was certain a moment ago would not be any more.
+fn crossed(points: &[(f64, f64)], since: f64, level: f64) -> Option<f64> {
+    let after = points.iter().position(|&(seconds, objects)| seconds >= since && objects > level)?;
+    let (from, to) = (points[after.saturating_sub(1)], points[after]);
+    let share = if to.1 > from.1 { ((level - from.1) / (to.1 - from.1)).clamp(0.0, 1.0) } else { 1.0 };
+    Some((from.0 + (to.0 - from.0) * share).max(since))
 }
 
 /// Tells the shape by the means of blocks of equal time, which no single tick moves much. A block

@@ -59,6 +59,23 @@ fn a_leak_is_measured() {
     assert!(leak.sustained_s > 12.0, "{leak:?}");
 }
 
+/// What has grown for ten seconds has done so a second later, too, wherever the ticks lie.
+#[test]
+fn growth_lasts_the_longer_the_longer_it_is_watched() {
+    let ticks: Vec<(f64, f64)> = (0..60)
+        .map(|i| f64::from(i) * 1.1 + f64::from(i % 3) / 4.0)
+        .map(|t| (t, (t - 6.0).max(0.0) * 9.0))
+        .collect();
+    let mut before = 0.0;
+    for end in 12..60 {
+        let growth = measure(&ticks[..end]);
+        assert!(growth.sustained_s > before, "{before} {growth:?}");
+        before = growth.sustained_s;
+    }
+    let watched = ticks[59].0 - 6.0;
+    assert!((before - watched * 0.6).abs() < 1.0, "{before} of {watched}");
+}
+
 proptest! {
     #[test]
     fn finds_any_line(slope in -1e6..1e6_f64, start in -1e6..1e6_f64, n in 2..60_u32) {
