@@ -22,7 +22,7 @@ struct Options {
     /// The binary to evaluate.
     #[arg(long, value_name = "FILE", default_value = "/guest/leaktrace")]
     leaktrace: PathBuf,
-    /// Only scenarios whose name contains this.
+    /// Only scenarios whose name contains this, or whose truth is this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Seconds that an innocent scenario is watched.
@@ -59,7 +59,9 @@ fn run(options: &Options) -> Result<bool> {
     let (part, parts) = options.part.split_once('/').context("--part is like 1/2")?;
     let (part, parts): (usize, usize) = (part.parse()?, parts.parse()?);
     let here = scenarios::all().into_iter().filter(Scenario::can_run_here);
-    let chosen = here.filter(|scenario| scenario.name.contains(&options.only));
+    let chosen = here.filter(|scenario| {
+        scenario.name.contains(&options.only) || scenario.truth.word() == options.only
+    });
     let mut good = true;
     for (index, scenario) in chosen.enumerate() {
         if index % parts != part - 1 {

@@ -58,7 +58,7 @@ impl Outcome {
     pub fn failed(scenario: &Scenario) -> Self {
         Self {
             name: scenario.name,
-            truth: word(scenario.truth),
+            truth: scenario.truth.word(),
             right: false,
             verdict: "failed".to_owned(),
             rank: None,
@@ -67,14 +67,6 @@ impl Outcome {
             peer_rank: None,
             why: Vec::new(),
         }
-    }
-}
-
-fn word(truth: Truth) -> &'static str {
-    match truth {
-        Truth::Leak(_) => "leak",
-        Truth::Subtle(_) => "subtle",
-        Truth::Innocent => "innocent",
     }
 }
 
@@ -243,7 +235,7 @@ fn judge(scenario: &Scenario, report: &Value, seconds: Option<f64>, peer_rank: O
     }
     Outcome {
         name: scenario.name,
-        truth: word(scenario.truth),
+        truth: scenario.truth.word(),
         right,
         verdict,
         rank,

@@ -18,6 +18,17 @@ pub enum Truth {
     Innocent,
 }
 
+impl Truth {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Leak(_) => "leak",
+            Self::Subtle(_) => "subtle",
+            Self::Innocent => "innocent",
+        }
+    }
+}
+
 /// Something that goes on while leaktrace traces.
 #[derive(Clone, Copy)]
 pub enum Load {

@@ -30,7 +30,7 @@ pub(crate) struct EvalArgs {
     /// Which kernels to boot, as in `vm --list`, or `here` for this machine; may be given several times.
     #[arg(long, value_name = "NAME", default_values = ["6.12", HERE])]
     kernel: Vec<String>,
-    /// Only scenarios whose name contains this.
+    /// Only scenarios whose name contains this, or whose truth is this: leak, subtle or innocent.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Seconds that an innocent scenario is watched.
