@@ -6,8 +6,9 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::Erro
 
 use crate::{
     kernel::modules,
+    proof::Limit,
     tracer::hooks::{Family, Mechanism},
-    units::{parse_duration, parse_percent, parse_size, parse_window},
+    units::{parse_bytes, parse_duration, parse_percent, parse_size, parse_window},
 };
 
 /// Finds kernel memory leaks: traces allocations with eBPF, and ranks the call sites, slab caches
@@ -34,6 +35,10 @@ pub enum Command {
     Diff(DiffArgs),
     /// Put a report (JSON) beside what kmemleak listed: found by both, only here, only there, and why.
     Compare(CompareArgs),
+    /// Look in all of the kernel's memory for pointers to the objects that a report (JSON) of this boot lists.
+    ///
+    /// Reads /proc/kcore. What nothing points to is leaked beyond doubt; of the rest it says who holds it.
+    Prove(ProveArgs),
     /// Say who has the memory and what grows: processes, page cache, tmpfs, or which part of the kernel.
     ///
     /// Traces nothing, and needs no root, though root sees more; says what could not be read.
@@ -92,6 +97,60 @@ pub struct CompareArgs {
     /// Form of the answer: as text the comparison, as JSON the report with it.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+}
+
+/// Options of `leaktrace prove`.
+#[derive(Debug, Args)]
+pub struct ProveArgs {
+    /// The report, or - for standard input.
+    #[arg(value_name = "REPORT")]
+    pub report: PathBuf,
+    /// How much to read, and how long: a size, a time, or both [default: 64GiB,60s].
+    #[arg(long, value_name = "SIZE,TIME", value_delimiter = ',', value_parser = parse_limit)]
+    pub prove_limit: Vec<LimitPart>,
+    /// Share of each CPU that looking may take; a quarter of one core is always taken.
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_percent)]
+    pub overhead: f64,
+    /// Form of the answer: the report, with what was found.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Write the answer to a file, complete or not at all.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// No progress on standard error, only the answer and errors.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// A part of `--prove-limit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitPart {
+    /// Bytes that one look may read.
+    Bytes(u64),
+    /// Time that all looks may take.
+    Time(Duration),
+}
+
+/// A size like 64GiB or a time like 60s: sizes have a capital letter or a B in their unit.
+fn parse_limit(text: &str) -> Result<LimitPart, String> {
+    if text.ends_with(|c: char| c.is_ascii_uppercase() || c == 'b') {
+        return parse_bytes(text).map(LimitPart::Bytes);
+    }
+    parse_window(text)
+        .map(LimitPart::Time)
+        .map_err(|_| "expected a size like 64GiB or a time like 60s".to_owned())
+}
+
+/// The limit that some parts make.
+pub fn prove_limit(parts: &[LimitPart]) -> Limit {
+    let mut limit = Limit::default();
+    for part in parts {
+        match *part {
+            LimitPart::Bytes(bytes) => limit.bytes = bytes,
+            LimitPart::Time(time) => limit.time = time,
+        }
+    }
+    limit
 }
 
 /// Options of `leaktrace check`.
@@ -169,6 +228,16 @@ pub struct TraceArgs {
     /// At the end ask kmemleak, where this kernel has it: two scans, 6 s apart. Clears nothing.
     #[arg(long)]
     pub kmemleak: bool,
+
+    /// At the end look in all of the kernel's memory for pointers to what survives: proves leaks, or says who holds it.
+    ///
+    /// Reads /proc/kcore several times, while tracing goes on.
+    #[arg(long)]
+    pub prove: bool,
+
+    /// How much --prove may read, and how long: a size, a time, or both [default: 64GiB,60s].
+    #[arg(long, value_name = "SIZE,TIME", value_delimiter = ',', value_parser = parse_limit, requires = "prove")]
+    pub prove_limit: Vec<LimitPart>,
 
     /// End as soon as a leak is certain, with exit status 3; --duration is the longest time.
     ///
@@ -308,5 +377,17 @@ mod tests {
     #[test]
     fn grammar_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn limits_are_sizes_or_times() {
+        assert_eq!(parse_limit("64GiB"), Ok(LimitPart::Bytes(64 << 30)));
+        assert_eq!(parse_limit("2T"), Ok(LimitPart::Bytes(2 << 40)));
+        assert_eq!(parse_limit("5m"), Ok(LimitPart::Time(Duration::from_secs(300))));
+        for bad in ["", "64", "x", "64X", "-1s"] {
+            assert!(parse_limit(bad).is_err(), "{bad}");
+        }
+        let limit = prove_limit(&[LimitPart::Bytes(1)]);
+        assert_eq!((limit.bytes, limit.time), (1, Limit::default().time));
     }
 }

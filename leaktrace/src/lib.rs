@@ -1,7 +1,7 @@
 //! leaktrace finds kernel memory leaks on a running Linux.
 //!
 //! Data flows one way: [`tracer`] keeps what the eBPF programs saw, [`analysis`] judges it, and
-//! [`report`] tells. [`kernel`] is the one place that knows what the running kernel is and
+//! [`report`] tells; [`proof`] looks for pointers in memory. [`kernel`] is the one place that knows what the running kernel is and
 //! offers, and [`proc`] reads what it says of itself.
 
 pub mod analysis;
@@ -9,6 +9,7 @@ pub mod cli;
 pub mod commands;
 pub mod kernel;
 pub mod proc;
+pub mod proof;
 pub mod report;
 pub mod tracer;
 pub mod units;

@@ -33,24 +33,30 @@ pub fn parse_window(text: &str) -> Result<Duration, String> {
     if duration < Duration::from_millis(100) { Err("must be 100ms or longer".into()) } else { Ok(duration) }
 }
 
-/// Parses a number of bytes: `512`, `4k`, `1M`, `1GiB` (powers of 1,024).
+/// Parses a size in bytes below 4 GiB, like 512, 4k or 1M.
 ///
 /// # Errors
-/// Says what was expected, for anything else and for more than 4 GiB.
+/// For anything else.
 pub fn parse_size(text: &str) -> Result<u32, String> {
+    u32::try_from(parse_bytes(text)?).map_err(|_| "must be below 4 GiB".to_owned())
+}
+
+/// Parses a number of bytes, like 512, 4k or 64GiB.
+///
+/// # Errors
+/// For anything else.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
         _ => return Err("expected a size like 512, 4k or 1M".into()),
     };
     let number: u64 = digits.parse().map_err(|_| "expected a size like 512, 4k or 1M".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .and_then(|bytes| u32::try_from(bytes).ok())
-        .ok_or_else(|| "must be below 4 GiB".to_owned())
+    number.checked_mul(1 << shift).ok_or_else(|| "must be below 16 EiB".to_owned())
 }
 
 /// Parses a percentage: `1`, `0.5` or `1%`.
@@ -159,6 +165,8 @@ mod tests {
         for bad in ["", "k", "-1", "4G", "1.5k", "4x", "99999999999999999999"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
+        assert_eq!(parse_bytes("64GiB"), Ok(64 << 30));
+        assert!(parse_bytes("99999999T").is_err());
         assert_eq!(parse_percent("1%"), Ok(1.0));
         assert!(
             parse_percent("101").is_err() && parse_percent("x").is_err() && parse_percent("nan").is_err()

@@ -59,9 +59,8 @@ fn run(options: &Options) -> Result<bool> {
     let (part, parts) = options.part.split_once('/').context("--part is like 1/2")?;
     let (part, parts): (usize, usize) = (part.parse()?, parts.parse()?);
     let here = scenarios::all().into_iter().filter(Scenario::can_run_here);
-    let chosen = here.filter(|scenario| {
-        scenario.name.contains(&options.only) || scenario.truth.word() == options.only
-    });
+    let chosen = here
+        .filter(|scenario| scenario.name.contains(&options.only) || scenario.truth.word() == options.only);
     let mut good = true;
     for (index, scenario) in chosen.enumerate() {
         if index % parts != part - 1 {

@@ -7,6 +7,7 @@ pub mod growth;
 pub mod holders;
 pub mod lifetime;
 pub mod linkage;
+pub mod reach;
 pub mod triage;
 pub mod verdict;
 pub mod visibility;

@@ -97,6 +97,38 @@ pub struct Evidence {
     pub can_be_linked: bool,
     /// What looking at them found; `None` when nobody looked.
     pub linkage: Option<Linkage>,
+    /// What looking for pointers to them in all of memory found; `None` when nobody did.
+    pub proven: Option<Proven>,
+}
+
+/// What looking for pointers to a site's survivors in all of the kernel's memory found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Proven {
+    /// Survivors that were looked for, and that live.
+    pub checked: u64,
+    /// Those that nothing points to.
+    pub orphans: u64,
+    /// Those that something points to.
+    pub held: u64,
+    /// Those that are free, though no free was seen.
+    pub free: u64,
+}
+
+impl Proven {
+    /// Orphans that make a leak, and the share of those looked for that they have to be: a site may lose objects on one of
+    /// its ways only.
+    const FEWEST: u64 = 6;
+    const SHARE: u64 = 4;
+
+    /// Whether objects of the site are lost beyond doubt.
+    pub fn is_lost(&self) -> bool {
+        self.orphans >= Self::FEWEST && self.orphans * Self::SHARE >= self.checked
+    }
+
+    /// Whether most of them are held.
+    pub fn is_held(&self) -> bool {
+        self.held * 2 > self.checked
+    }
 }
 
 /// Whether `live` objects of a site may stand for as many older ones: the traced cache has grown by
@@ -131,6 +163,8 @@ pub enum Open {
     Held(Holder),
     /// In the kernel itself, where growth has many innocent reasons, it takes a longer look.
     Core,
+    /// Memory has pointers to them.
+    Reached,
 }
 
 /// Survivors without which nothing is suspected.
@@ -158,6 +192,12 @@ impl Evidence {
     /// Judges the site.
     pub fn verdict(&self) -> Verdict {
         match self.growing() {
+            // What nothing points to is leaked, however it came about.
+            Some(Verdict::Suspect | Verdict::Plateau)
+                if self.proven.is_some_and(|proven| proven.is_lost()) =>
+            {
+                Verdict::Leak
+            }
             Some(Verdict::Suspect) if self.open().is_empty() => Verdict::Leak,
             Some(verdict) => verdict,
             None => Verdict::Churn,
@@ -207,6 +247,7 @@ impl Evidence {
         say(self.doubted || (self.missed * 10 > self.seen && !self.is_confirmed()), Open::FreesUnseen);
         say(matches!(self.agreement, Some(Agreement::Contradicts | Agreement::Partly)), Open::Contradicted);
         say(self.linkage.is_some_and(|linkage| linkage.is_loose() == Some(false)), Open::Linked);
+        say(self.proven.is_some_and(|proven| proven.is_held()), Open::Reached);
         let looked = self.linkage.and_then(|linkage| linkage.is_loose()).is_some();
         // Kernel stacks are vmalloc areas, and processes that stay are no leak.
         let must_be_looked_at = self.can_be_linked || !self.in_module;

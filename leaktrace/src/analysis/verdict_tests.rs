@@ -25,6 +25,7 @@ fn leak() -> Evidence {
         holder: None,
         can_be_linked: true,
         linkage: Some(Linkage { looked_at: 32, linked: 1, held: 0, unreadable: 0 }),
+        proven: None,
     }
 }
 

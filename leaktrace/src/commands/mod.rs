@@ -11,6 +11,7 @@ mod objects;
 mod output;
 mod probe;
 mod progress;
+mod prove;
 mod saved;
 mod selftest;
 mod stop;
@@ -32,6 +33,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Diff(args)) => diff::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Prove(args)) => prove::saved::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Triage(args)) => triage::run(&args),
         None => trace::run(&cli.trace),
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 
+use super::trace::Surroundings;
 use crate::{
     report::model::{Object, Report},
     tracer::{LiveObject, Snapshot, Tracer},
@@ -16,7 +17,12 @@ const LISTED: usize = 1_000;
 ///
 /// # Errors
 /// When the kernel refuses a look at the tables.
-pub(super) fn list(tracer: &mut Tracer, snapshot: &Snapshot, report: &mut Report) -> Result<()> {
+pub(super) fn list(
+    tracer: &mut Tracer,
+    snapshot: &Snapshot,
+    surroundings: &Surroundings,
+    report: &mut Report,
+) -> Result<()> {
     let of_note = |verdict: &str| matches!(verdict, "leak" | "suspect");
     let mut objects: HashMap<usize, Vec<LiveObject>> = report
         .findings
@@ -46,6 +52,7 @@ pub(super) fn list(tracer: &mut Tracer, snapshot: &Snapshot, report: &mut Report
                 address: object.address,
                 size: if object.size == 0 { size } else { object.size },
                 age_s: snapshot.taken_ns.saturating_sub(object.time_ns) as f64 / 1e9,
+                reach: surroundings.reach(object.address),
             })
             .collect();
     }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tempfile::NamedTempFile;
 
-use crate::report::page::WIDTH;
+use crate::report::{page::WIDTH, text::Style};
 
 /// Columns of the terminal that standard output is, or of a page.
 pub(super) fn width() -> usize {
@@ -66,6 +66,17 @@ impl Output {
     /// Whether the report will be read on a terminal.
     pub(super) fn is_terminal(&self) -> bool {
         matches!(self, Self::Stdout) && io::IsTerminal::is_terminal(&io::stdout())
+    }
+
+    /// How text is to look there.
+    pub(super) fn style(&self, verbose: bool, top: usize) -> Style {
+        let terminal = self.is_terminal();
+        Style {
+            colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            verbose,
+            top,
+            width: if terminal { width() } else { WIDTH },
+        }
     }
 
     /// Writes the report.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use procfs::{Current as _, Meminfo};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::time::Instant as Deadline;
+use tokio::{runtime::Runtime, time::Instant as Deadline};
 
 use super::{
     assemble::{self, Before},
@@ -20,15 +20,16 @@ use super::{
     judging::{self, Judging},
     kmemleak::{self, Kmemleak},
     objects,
-    output::{self, Output},
+    output::Output,
     probe,
     progress::Progress,
+    prove::{self, Proofs},
     saved,
     stop::Stop,
 };
 use crate::{
-    analysis::accounts::Accounts,
-    cli::{Format, TraceArgs},
+    analysis::{accounts::Accounts, verdict::Proven},
+    cli::{Format, TraceArgs, prove_limit},
     kernel::{
         dwarf::DebugInfo,
         machine::{Machine, page_bytes},
@@ -39,9 +40,15 @@ use crate::{
         profile,
         slab::{self, CacheTraits, SlabCache},
     },
-    report::{escape, known::Known, page::WIDTH, text},
+    proof::Prover,
+    report::{
+        escape,
+        known::Known,
+        model::{ReachSide, Word},
+        text,
+    },
     tracer::{
-        Settings, Snapshot, Tracer,
+        Settings, SiteRecord, Snapshot, Tracer,
         hooks::{Family, UNSEEN},
         sizes::Sizes,
     },
@@ -70,9 +77,27 @@ pub(super) struct Surroundings {
     pub(super) min_age_s: f64,
     /// What the kernel's own accounts had at the beginning and at the end, where it keeps them.
     pub(super) accounts: Option<(profile::Places, Accounts)>,
+    /// What looking for pointers in memory found, with `--prove`.
+    pub(super) proofs: Option<Proofs>,
 }
 
 impl Surroundings {
+    /// What was found in memory of a site's survivors.
+    pub(super) fn reachability(&self, site: &SiteRecord) -> Option<&ReachSide> {
+        self.proofs.as_ref()?.sides.get(&(site.site, site.owner.unwrap_or(0)))
+    }
+
+    /// The same as numbers; none where nothing was finished.
+    pub(super) fn proven(&self, site: &SiteRecord) -> Option<Proven> {
+        let side = self.reachability(site)?;
+        Some(Proven { checked: side.candidates, orphans: side.orphans, held: side.held, free: side.free })
+    }
+
+    /// What was found of one object.
+    pub(super) fn reach(&self, address: u64) -> Option<Word> {
+        self.proofs.as_ref()?.outcomes.get(&address).map(|outcome| prove::word(*outcome).into())
+    }
+
     /// Reads again what changes meanwhile.
     pub(super) fn refresh(&mut self, root: &Path) {
         if let Some((_, after)) = &mut self.slabinfo
@@ -124,6 +149,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     if let Some(Err(error)) = &kmemleak {
         note(&format!("kmemleak cannot be asked: {error:#}"));
     }
+    let prover = args.prove.then(prove::open);
+    if let Some(Err(error)) = &prover {
+        note(&format!("nothing can be proven: {error:#}"));
+    }
     let settings = settings(args, &filter, before.as_ref(), &traits);
     if settings.filter_caches && settings.caches.is_empty() {
         note("no slab cache has such a name now: one is recorded as soon as it appears");
@@ -166,6 +195,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         slabinfo_error,
         min_age_s: args.survivor_age().as_secs_f64(),
         accounts: accounts.map(|places| (places, Accounts::default())),
+        proofs: None,
     };
     let mut judging = Judging::new(args, baseline.as_ref());
     let shaken = runtime.block_on(watch(&mut tracer, &filter, &stop, &mut surroundings, &mut judging))?;
@@ -176,6 +206,12 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         runtime.block_on(rest(&mut tracer, &stop, second, &mut surroundings.places))?;
         kmemleak.list()
     });
+    if let Some(prover) = prover {
+        let proofs = prover.and_then(|prover| {
+            prove(&prover, &mut tracer, &runtime, &stop, &mut surroundings, (args, shaken.as_ref()))
+        });
+        surroundings.proofs = Some(proofs.unwrap_or_else(|error| Proofs::failed(&error)));
+    }
     // What is freed while programs are detached one by one is not seen, so /proc is read before.
     surroundings.refresh(root);
     tracer.detach()?;
@@ -186,25 +222,52 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let judgement = assemble::judge(&snapshot, &surroundings, shaken.as_ref(), &look);
     let mut report =
         assemble::report(&snapshot, judgement, shaken.as_ref(), &surroundings, baseline.as_ref(), args);
-    objects::list(&mut tracer, &snapshot, &mut report)?;
+    objects::list(&mut tracer, &snapshot, &surroundings, &mut report)?;
     if let Some(listed) = listed {
         kmemleak::compare(&mut tracer, &snapshot, listed, &mut report)?;
     }
     report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
     let text = match args.format {
         Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
-        Format::Text => text::render(
-            &report,
-            &text::Style {
-                colour: output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
-                verbose: args.verbose,
-                top: args.top as usize,
-                width: if output.is_terminal() { output::width() } else { WIDTH },
-            },
-        ),
+        Format::Text => text::render(&report, &output.style(args.verbose, args.top as usize)),
     };
     output.write(&text)?;
     Ok(judging::exit_code(&report, args))
+}
+
+/// Looks for pointers to survivors, while tracing goes on: what is freed meanwhile is no orphan.
+fn prove(
+    prover: &Prover,
+    tracer: &mut Tracer,
+    runtime: &Runtime,
+    stop: &Stop,
+    surroundings: &mut Surroundings,
+    (args, shaken): (&TraceArgs, Option<&Before>),
+) -> Result<Proofs> {
+    surroundings.refresh(Path::new("/"));
+    let snapshot = tracer.snapshot()?;
+    let chosen = {
+        let look =
+            |snapshot: &Snapshot, which: &[usize], modules: &[&str]| tracer.linkage(snapshot, which, modules);
+        let judgement = assemble::judge(&snapshot, surroundings, shaken, &look);
+        let sites = prove::sites(&judgement, &surroundings.places);
+        prove::choose(tracer, &snapshot, sites, args.survivor_age(), surroundings.machine.possible_cpus)?
+    };
+    if chosen.is_empty() {
+        return Ok(Proofs::default());
+    }
+    let limit = prove_limit(&args.prove_limit);
+    let cpus = surroundings.machine.online_cpus;
+    let mut pace = prove::Pace::new(args.overhead / 100.0, cpus, limit.time, args.quiet);
+    let mut go_on = |done: u64, expected: u64| {
+        let until = Deadline::now() + pace.rest(done, expected);
+        let stopped = runtime.block_on(rest(tracer, stop, until, &mut surroundings.places))?;
+        pace.resume();
+        Ok(!stopped)
+    };
+    let proof = prove::look(prover, &chosen, limit, &mut go_on)?;
+    pace.finish();
+    prove::conclude(tracer, &snapshot, &chosen, &proof, &surroundings.places)
 }
 
 fn banner(machine: &Machine, tracer: &Tracer, args: &TraceArgs) -> String {

@@ -174,6 +174,20 @@ impl Btf {
         None
     }
 
+    /// How many elements a struct's member has that is an array.
+    pub fn member_length(&self, structure: &str, member: &str) -> Option<u32> {
+        let entry = self.types.get(*self.structs.get(structure.as_bytes())?)?;
+        (0..entry.count).find_map(|index| {
+            let [name, member_type, _] = self.words(entry, index);
+            let array = self.types.get(member_type as usize)?;
+            if self.name(name) != member.as_bytes() || array.kind != KIND_ARRAY {
+                return None;
+            }
+            let [_, _, length] = self.words(array, 0);
+            Some(length)
+        })
+    }
+
     /// Names of a function's parameters, in order.
     pub fn parameters(&self, function: &str) -> Option<Vec<String>> {
         let &id = self.functions.get(function.as_bytes())?;
@@ -234,6 +248,9 @@ mod tests {
         assert_eq!(btf.enumerator("BPF_MAP_TYPE_ARRAY"), Some(2));
         assert_eq!(btf.returns("vfree").as_deref(), Some(""));
         assert_eq!(btf.returns("capable").as_deref(), Some("bool"));
+        // kernel/fork.c, include/linux/sched.h: TASK_COMM_LEN.
+        assert_eq!(btf.member_length("task_struct", "comm"), Some(16));
+        assert_eq!(btf.member_length("task_struct", "pid"), None);
         assert!(btf.has_function("vfree") && !btf.has_function("no_such_function"));
     }
 

@@ -98,6 +98,12 @@ fn uname() -> (String, String) {
     }
 }
 
+/// What tells this boot from others (`drivers/char/random.c`).
+pub fn boot_id(root: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(root.join("proc/sys/kernel/random/boot_id")).ok()?;
+    Some(text.trim().to_owned())
+}
+
 /// Whether the kernel is locked down against reading its memory (`security/lockdown`).
 pub fn lockdown(root: &Path) -> Option<String> {
     let text = std::fs::read_to_string(root.join("sys/kernel/security/lockdown")).ok()?;

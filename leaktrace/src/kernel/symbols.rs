@@ -20,7 +20,11 @@ struct Symbol {
     module: u16,
 }
 
-/// All code symbols, sorted by address.
+/// What kallsyms calls symbols of code, and of data (`nm(1)`).
+const CODE: &str = "tTwW";
+const DATA: &str = "dDbBrRaAvV";
+
+/// All symbols of code, or of data, sorted by address.
 pub struct Symbols {
     table: Vec<Symbol>,
     names: String,
@@ -41,6 +45,14 @@ pub struct Location<'a> {
     pub module: Option<&'a str>,
 }
 
+impl Location<'_> {
+    /// `symbol+0xoffset [module]`.
+    pub fn label(&self) -> String {
+        let module = self.module.map(|module| format!(" [{module}]")).unwrap_or_default();
+        format!("{}+{:#x}{module}", self.symbol, self.offset)
+    }
+}
+
 /// What kallsyms calls the modules of code that the kernel generates.
 const GENERATED: [&str; 2] = ["bpf", "__builtin__ftrace"];
 
@@ -53,6 +65,19 @@ impl Symbols {
     /// # Errors
     /// When the file cannot be read; hidden addresses are no error but a [`Symbols::note`].
     pub fn read(root: &Path) -> Result<Self> {
+        Self::read_kinds(root, CODE)
+    }
+
+    /// Reads the symbols of data, which the kernel lists if it is built with `KALLSYMS_ALL`. Those of per-CPU
+    /// variables have the addresses that are added to where a CPU's copy is.
+    ///
+    /// # Errors
+    /// As [`Symbols::read`].
+    pub fn read_data(root: &Path) -> Result<Self> {
+        Self::read_kinds(root, DATA)
+    }
+
+    fn read_kinds(root: &Path, kinds: &str) -> Result<Self> {
         let path = root.join("proc/kallsyms");
         let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut symbols = Self::empty();
@@ -70,7 +95,7 @@ impl Symbols {
             }
             seen += 1;
             hidden += u64::from(line.starts_with(b"0000000000000000 ") || line.starts_with(b"(null)"));
-            symbols.add_line(&String::from_utf8_lossy(&line));
+            symbols.add_line(&String::from_utf8_lossy(&line), kinds);
         }
         symbols.table.sort_by_key(|symbol| symbol.address);
         if seen == 0 {
@@ -103,7 +128,7 @@ impl Symbols {
         self.note.as_deref()
     }
 
-    fn add_line(&mut self, line: &str) {
+    fn add_line(&mut self, line: &str, kinds: &str) {
         let mut fields = line.split_ascii_whitespace();
         let (Some(address), Some(kind), Some(name)) = (fields.next(), fields.next(), fields.next()) else {
             return;
@@ -112,7 +137,7 @@ impl Symbols {
         if let Some(wanted) = WANTED_DATA.into_iter().find(|&wanted| wanted == name) {
             self.data.push((wanted, address));
         }
-        if !matches!(kind, "t" | "T" | "w" | "W") || address == 0 {
+        if !kinds.contains(kind) || address == 0 {
             return;
         }
         let module = fields.next().map_or("", |module| module.trim_matches(['[', ']']));
@@ -163,11 +188,18 @@ impl Symbols {
         &self.names[symbol.name as usize..symbol.name as usize + usize::from(symbol.length)]
     }
 
-    /// Address of a code symbol of the kernel itself.
+    /// Address of a symbol of the kernel itself.
     pub fn address_of(&self, name: &str) -> Option<u64> {
         self.table
             .iter()
             .find(|symbol| symbol.module == 0 && self.name(symbol) == name)
+            .map(|symbol| symbol.address)
+    }
+
+    /// Address of the symbol that comes after an address.
+    pub fn next_after(&self, address: u64) -> Option<u64> {
+        self.table
+            .get(self.table.partition_point(|symbol| symbol.address <= address))
             .map(|symbol| symbol.address)
     }
 
@@ -259,6 +291,22 @@ mod tests {
         assert_eq!(symbols.data_address("vmemmap_base"), Some(0xffff_ffff_8200_0000));
         assert_eq!(symbols.address_of("_stext"), Some(0xffff_ffff_8100_0000));
         assert_eq!(symbols.note(), None);
+    }
+
+    #[test]
+    fn data_is_read_when_asked_for() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("proc")).unwrap();
+        let text = "0000000000014300 A cpu_number\nffffffff82000000 D foo_list\nffffffff82000010 b foo_lock\n\
+                    ffffffff81000000 T foo\nffffffffc0000000 b sessions\t[drv]\n";
+        std::fs::write(root.path().join("proc/kallsyms"), text).unwrap();
+        let data = Symbols::read_data(root.path()).unwrap();
+        assert_eq!(data.address_of("foo_list"), Some(0xffff_ffff_8200_0000));
+        assert_eq!(data.address_of("foo"), None);
+        assert_eq!(data.next_after(0xffff_ffff_8200_0000), Some(0xffff_ffff_8200_0010));
+        let found = data.locate(0x14308).unwrap();
+        assert_eq!((found.symbol, found.offset), ("cpu_number", 8));
+        assert_eq!(data.locate(0xffff_ffff_c000_0008).unwrap().module, Some("drv"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod cgroups;
 pub mod fds;
 pub mod fields;
 pub mod iomem;
+pub mod kcore;
 pub mod kmemleak;
 pub mod kpageflags;
 pub mod maps;

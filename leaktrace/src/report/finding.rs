@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{kmemleak::KmemleakSide, model::Word};
+use super::{kmemleak::KmemleakSide, model::Word, reach::ReachSide};
 
 /// A site, or of a function that allocates for others one of its callers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -91,6 +91,9 @@ pub struct Proof {
     /// The kernel's own accounts: /proc/allocinfo, or `page_owner`.
     #[serde(default)]
     pub accounts: Option<AccountSide>,
+    /// The kernel's own memory: whether anything points to them.
+    #[serde(default)]
+    pub reachability: Option<ReachSide>,
 }
 
 /// What the kernel's own accounts have for the function of a finding.
@@ -221,7 +224,7 @@ pub struct Frame {
 }
 
 /// One outstanding object.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Object {
     /// Its address; of pages that of the `struct page`, of per-CPU memory that of the first CPU's copy.
     #[serde(serialize_with = "hex", deserialize_with = "from_hex")]
@@ -230,6 +233,9 @@ pub struct Object {
     pub size: u32,
     /// Its age.
     pub age_s: f64,
+    /// `orphan`, `held`, `undecided` or `free`, where it was looked for in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Word>,
 }
 
 /// JSON has no 64-bit integers that everyone reads alike.

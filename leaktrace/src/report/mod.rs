@@ -9,6 +9,7 @@ pub mod kmemleak;
 pub mod known;
 pub mod model;
 pub mod page;
+pub mod reach;
 #[cfg(test)]
 pub mod sample;
 pub mod text;

@@ -11,6 +11,7 @@ pub use super::{
         Survivors, Task,
     },
     kmemleak::KmemleakReport,
+    reach::{HolderSide, LostStructure, OldPointers, ReachReport, ReachSide},
     unload::{LeftSite, Unload},
 };
 
@@ -57,6 +58,9 @@ pub struct Report {
     /// kmemleak's word, with `--kmemleak`.
     #[serde(default)]
     pub kmemleak: Option<KmemleakReport>,
+    /// How the kernel's memory was looked at, with `--prove`.
+    #[serde(default)]
+    pub reachability: Option<ReachReport>,
     /// What went away when caches were dropped, with `--shake`.
     #[serde(default)]
     pub shake: Option<Shake>,
@@ -97,6 +101,9 @@ pub struct Machine {
     pub cpus: u32,
     /// Memory.
     pub memory_kb: u64,
+    /// Which boot it was: addresses of another one mean nothing.
+    #[serde(default)]
+    pub boot_id: String,
 }
 
 /// The time that was traced.

@@ -66,7 +66,7 @@ pub fn finding(verdict: &'static str) -> Finding {
                 frame("kthread", 0xf8, None),
             ],
         }],
-        objects: vec![Object { address: 0xffff_8880_0123_4500, size: 232, age_s: 59.2 }],
+        objects: vec![Object { address: 0xffff_8880_0123_4500, size: 232, age_s: 59.2, reach: None }],
         evidence: vec![
             "5,102 of 5,102 objects allocated in 60 s are alive, the oldest 59 s old; 4,700 older than 5.0 s"
                 .to_owned(),
@@ -99,7 +99,12 @@ pub fn report(verdict: &'static str) -> Report {
         schema: SCHEMA.into(),
         tool_version: "0.1.0".into(),
         kernel: "6.12.95".to_owned(),
-        machine: Machine { architecture: "x86_64".to_owned(), cpus: 2, memory_kb: 1 << 20 },
+        machine: Machine {
+            architecture: "x86_64".to_owned(),
+            cpus: 2,
+            memory_kb: 1 << 20,
+            boot_id: String::new(),
+        },
         window: Window {
             started: "2026-11-25T12:00:00Z".to_owned(),
             duration_s: 60.0,
@@ -159,6 +164,7 @@ pub fn report(verdict: &'static str) -> Report {
         unloads: Vec::new(),
         accounts: Vec::new(),
         kmemleak: None,
+        reachability: None,
         shake: None,
     };
     report.headline = super::headline::headline(&report);

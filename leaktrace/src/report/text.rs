@@ -9,6 +9,7 @@ use super::{
     kmemleak,
     model::{Account, Cache, Report},
     page::{WIDTH, paragraph, plain_table, right_aligned, shorten, trimmed, wrap},
+    reach,
 };
 use crate::units;
 
@@ -51,6 +52,10 @@ fn write_report(out: &mut String, report: &Report, style: &Style) -> fmt::Result
     let kmemleak = kmemleak::render(report, style.width);
     if !kmemleak.is_empty() {
         write!(out, "\n{kmemleak}")?;
+    }
+    let reach = reach::render(report, style.width)?;
+    if !reach.is_empty() {
+        write!(out, "\n{reach}")?;
     }
     shake(out, report, style)?;
     coverage(out, report, style)?;

@@ -59,6 +59,7 @@ static noinline int name##_balanced(unsigned int n)				\
 #define ENTRY(name) { #name, name##_leak, name##_balanced }
 
 extern const struct leak_path slab_paths[], page_paths[], context_paths[], pattern_paths[];
+extern const struct leak_path holder_paths[];
 
 int slab_init(void);
 void slab_exit(bool leaked);
@@ -67,6 +68,8 @@ void page_exit(void);
 int context_init(void);
 void context_exit(void);
 void pattern_exit(void);
+int holder_init(void);
+void holder_exit(void);
 void handles_init(struct dentry *directory);
 
 #endif

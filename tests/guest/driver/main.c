@@ -22,7 +22,7 @@ static struct dentry *directory;
 /* Whether anything has been leaked so far. */
 static bool leaked;
 
-static const struct leak_path *const families[] = { slab_paths, page_paths, context_paths, pattern_paths };
+static const struct leak_path *const families[] = { slab_paths, page_paths, context_paths, pattern_paths, holder_paths };
 
 static const struct leak_path *find(const char *name)
 {
@@ -95,11 +95,16 @@ static int __init leakdrv_init(void)
 	error = context_init();
 	if (error)
 		goto no_contexts;
+	error = holder_init();
+	if (error)
+		goto no_holders;
 	directory = debugfs_create_dir("leakdrv", NULL);
 	debugfs_create_file("run", 0200, directory, NULL, &run_fops);
 	handles_init(directory);
 	return 0;
 
+no_holders:
+	context_exit();
 no_contexts:
 	page_exit();
 no_pages:
@@ -111,6 +116,7 @@ static void __exit leakdrv_exit(void)
 {
 	debugfs_remove_recursive(directory);
 	context_exit();
+	holder_exit();
 	pattern_exit();
 	/* What was handed to kfree_rcu and call_rcu goes back before its caches. */
 	rcu_barrier();

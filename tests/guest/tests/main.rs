@@ -5,6 +5,7 @@ mod kmemleak;
 mod module;
 mod paths;
 mod peer;
+mod prove;
 mod trace;
 mod triage;
 mod verdict;
@@ -18,10 +19,11 @@ type Test = (&'static str, fn() -> Result<bool>);
 
 /// In this order: the first three count what is leaked, by whomever, and remove the driver in the end, for the next one
 /// to see it loaded.
-const TESTS: [Test; 10] = [
+const TESTS: [Test; 11] = [
     ("kmemleak's word", kmemleak::test),
     ("triage of a driver that leaks", triage::test),
     ("the kernel's own accounts", accounts::test),
+    ("what nothing points to, and what holds the rest", prove::test),
     ("every path, by fentry", || paths::test(paths::Hooked::Fentry)),
     ("every path, by kprobes", || paths::test(paths::Hooked::Kprobe)),
     ("every path, without either", || paths::test(paths::Hooked::Not)),

@@ -7,8 +7,8 @@ use crate::{
     analysis::{accounts::Agreement, lifetime, verdict},
     cli::TraceArgs,
     report::model::{
-        AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof, Stack,
-        Survivors, Task,
+        AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof,
+        ReachSide, Stack, Survivors, Task,
     },
     tracer::{SiteRecord, Snapshot},
 };
@@ -47,6 +47,7 @@ pub(super) fn finding(
     };
     let freed_by = freed_by(site, surroundings);
     let accounts = account(site, [&responsible, &call_site], surroundings);
+    let reachability = surroundings.reachability(site).cloned();
     let (open, settle) = words::open(judged, snapshot, &call_site, in_module.is_some().then_some(&*module));
     Finding {
         site: judged.index,
@@ -61,6 +62,7 @@ pub(super) fn finding(
         module,
         evidence: {
             let mut words = words::evidence(judged, snapshot, &freed_by, &call_site, args);
+            words.extend(reachability.iter().flat_map(ReachSide::sentences));
             words.extend(accounts.as_ref().map(words::account));
             words
         },
@@ -69,7 +71,11 @@ pub(super) fn finding(
         call_site,
         responsible,
         in_module,
-        proof: accounts.map(|accounts| Proof { accounts: Some(accounts), ..Proof::default() }),
+        proof: (accounts.is_some() || reachability.is_some()).then(|| Proof {
+            accounts,
+            reachability,
+            ..Proof::default()
+        }),
         split: site.owner.is_some(),
         allocated: site.allocated,
         freed: site.freed,
@@ -115,6 +121,7 @@ pub(super) fn finding(
                 address: object.address,
                 size: if object.size == 0 { site.object_size } else { object.size },
                 age_s: snapshot.taken_ns.saturating_sub(object.time_ns) as f64 / 1e9,
+                reach: surroundings.reach(object.address),
             })
             .collect(),
     }

@@ -22,8 +22,8 @@ const MOST_LOOKED_AT: usize = 32;
 
 /// One site with what was concluded of it.
 pub(in crate::commands) struct Judged<'a> {
-    pub(super) site: &'a SiteRecord,
-    pub(super) index: usize,
+    pub(in crate::commands) site: &'a SiteRecord,
+    pub(in crate::commands) index: usize,
     pub(in crate::commands) evidence: Evidence,
     pub(super) check: Option<Check>,
     /// Why its frees may not all be seen.
@@ -302,6 +302,7 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
         holder: (site.family == "kmem_cache").then(|| holders::holder(&site.cache)).flatten(),
         can_be_linked: in_memory,
         linkage: None,
+        proven: surroundings.proven(site),
     }
 }
 

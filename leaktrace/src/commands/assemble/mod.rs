@@ -6,7 +6,10 @@ mod judge;
 mod unload;
 mod words;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use rustc_hash::FxHashMap;
 
@@ -15,6 +18,7 @@ use self::judge::{Checks, Judged};
 use super::trace::Surroundings;
 use crate::{
     cli::TraceArgs,
+    kernel::machine::boot_id,
     report::{
         headline,
         known::Known,
@@ -59,6 +63,7 @@ pub(super) fn report(
             architecture: surroundings.machine.architecture.clone(),
             cpus: surroundings.machine.online_cpus,
             memory_kb: surroundings.machine.memory / 1_024,
+            boot_id: boot_id(Path::new("/")).unwrap_or_default(),
         },
         window: Window {
             started: surroundings.started.clone(),
@@ -77,6 +82,7 @@ pub(super) fn report(
         unloads: unload::unloads(snapshot, surroundings),
         accounts: accounts(surroundings),
         kmemleak: None,
+        reachability: surroundings.proofs.as_ref().map(|proofs| proofs.report.clone()),
         shake: shaken.map(|before| shake(before, snapshot)),
     };
     report.headline = headline::headline(&report);

@@ -266,6 +266,11 @@ fn one(
                 call_site.symbol.as_deref().unwrap_or("the call site")
             )),
         ),
+        Open::Reached => (
+            "memory has pointers to most of them: something that only grows is a leak all the same, what is emptied later is not"
+                .to_owned(),
+            Some("who empties what holds them? See above".to_owned()),
+        ),
         Open::NotLookedAt if evidence.can_be_linked => (
             "too few of them could be looked at in memory to see whether something holds them".to_owned(),
             longer("60s"),

@@ -1,0 +1,118 @@
+//! `leaktrace prove`: looking for the objects of a saved report, as long as the machine has not been started again.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use rustc_hash::FxHashMap;
+use tokio::time::Instant as Deadline;
+
+use super::{Pace, kind, open, pace, report, summary, word};
+use crate::{
+    analysis::verdict::Proven,
+    cli::{Format, ProveArgs, prove_limit},
+    commands::{output::Output, saved, stop::Stop},
+    kernel::{
+        machine::{Machine, boot_id},
+        privilege,
+        symbols::Symbols,
+    },
+    proof::Candidate,
+    report::{headline, model::Report, text},
+};
+
+/// Proves what can be proven, and tells the whole report with it.
+///
+/// # Errors
+/// When the report is of another boot or lists no objects, memory cannot be read, or the answer cannot be written.
+pub(in crate::commands) fn run(args: &ProveArgs) -> Result<()> {
+    let mut whole = saved::read(&args.report)?;
+    let output = Output::open(args.output.as_deref())?;
+    privilege::check()?;
+    let now = boot_id(Path::new("/")).context("this kernel does not say which boot this is")?;
+    if whole.machine.boot_id != now {
+        bail!(
+            "{} was made before this machine was started: the addresses in it mean nothing now",
+            args.report.display()
+        );
+    }
+    let (candidates, places) = listed(&whole);
+    if candidates.is_empty() {
+        bail!("{} lists no objects of a leak or a suspect", args.report.display());
+    }
+    let prover = open()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let _guard = runtime.enter();
+    let stop = Stop::new().context("cannot catch signals")?;
+    let limit = prove_limit(&args.prove_limit);
+    let mut pace = Pace::new(args.overhead / 100.0, Machine::current()?.online_cpus, limit.time, args.quiet);
+    let mut go_on = |done: u64, expected: u64| {
+        let until = Deadline::now() + pace.rest(done, expected);
+        let stopped = runtime.block_on(stop.wait_until(until));
+        pace.resume();
+        Ok(!stopped)
+    };
+    let proof = pace::politely(|| prover.prove(candidates.clone(), limit, &mut go_on))?;
+    pace.finish();
+    let symbols = Symbols::read(Path::new("/")).unwrap_or_else(|_| Symbols::empty());
+    let name = |caller: u64| symbols.locate_return(caller).map(|location| location.label());
+    let labels: Vec<String> = whole
+        .findings
+        .iter()
+        .map(|finding| format!("{} ({})", finding.responsible.label(), finding.cache))
+        .collect();
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let made_by: FxHashMap<u64, String> = places
+        .iter()
+        .map(|&(finding, object)| {
+            let finding = &whole.findings[finding];
+            (finding.objects[object].address, finding.responsible.label())
+        })
+        .collect();
+    let group_of: Vec<u32> = places.iter().map(|&(finding, _)| finding as u32).collect();
+    let lives = vec![true; candidates.len()];
+    let sides = summary::sides(&proof, &group_of, &labels, &lives, &made_by, &name);
+    for (finding, side) in whole.findings.iter_mut().zip(sides) {
+        if side.candidates == 0 {
+            continue;
+        }
+        finding.evidence.extend(side.sentences());
+        let proven =
+            Proven { checked: side.candidates, orphans: side.orphans, held: side.held, free: side.free };
+        if proven.is_lost() && finding.verdict == "suspect" {
+            finding.verdict = "leak".into();
+            finding.open.clear();
+            finding.settle.clear();
+        }
+        finding.proof.get_or_insert_default().reachability = Some(side);
+    }
+    for (&(finding, object), found) in places.iter().zip(&proof.found) {
+        whole.findings[finding].objects[object].reach = Some(word(found.outcome).into());
+    }
+    whole.reachability = Some(report(&proof, candidates.len() as u64, 0));
+    whole.headline = headline::headline(&whole);
+    let text = match args.format {
+        Format::Json => serde_json::to_string_pretty(&whole).context("cannot write JSON")? + "\n",
+        Format::Text => text::render(&whole, &output.style(false, whole.findings.len())),
+    };
+    output.write(&text)
+}
+
+/// The objects that a report lists of leaks and suspects, and where in it they are.
+fn listed(report: &Report) -> (Vec<Candidate>, Vec<(usize, usize)>) {
+    let (mut candidates, mut places) = (Vec::new(), Vec::new());
+    let cpus = u64::from(report.machine.cpus.max(1));
+    for (index, finding) in report.findings.iter().enumerate() {
+        if !matches!(&*finding.verdict, "leak" | "suspect") {
+            continue;
+        }
+        let Some(kind) = kind(&finding.family) else { continue };
+        for (at, object) in finding.objects.iter().enumerate() {
+            let bytes = u64::from(object.size);
+            let bytes = if finding.family == "percpu" { bytes / cpus } else { bytes };
+            candidates.push(Candidate::new(object.address, bytes, kind, index as u32));
+            places.push((index, at));
+        }
+    }
+    (candidates, places)
+}

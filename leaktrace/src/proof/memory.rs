@@ -1,0 +1,255 @@
+//! The kernel's memory, and where in it what is.
+
+use std::{collections::BTreeMap, io, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::layout::Layout;
+use crate::{
+    analysis::linkage::Span,
+    kernel::{
+        btf::Btf,
+        machine::{Machine, lockdown, page_bytes},
+        symbols::{Location, Symbols},
+    },
+    proc::{iomem, kcore::Kcore},
+};
+
+/// The kernel's BTF.
+const BTF: &str = "sys/kernel/btf/vmlinux";
+/// `vmemmap` without address randomisation, by the first address of the direct map
+/// (`Documentation/arch/x86/x86_64/mm.rst`): with five levels of page tables, and with four.
+const VMEMMAP: [(u64, u64); 2] =
+    [(0xff11_0000_0000_0000, 0xffd4_0000_0000_0000), (0xffff_8880_0000_0000, 0xffff_ea00_0000_0000)];
+/// Bytes that a module's per-CPU variable may have: what lies further behind is another's.
+const MOST_OF_MODULE: u64 = 4_096;
+/// Elements of the kernel's lists that are followed at most.
+const MOST_LINKS: usize = 2_000_000;
+
+/// What was found of the running kernel.
+pub(super) struct Memory {
+    pub(super) core: Kcore,
+    pub(super) layout: Layout,
+    /// Symbols of data.
+    pub(super) data: Symbols,
+    /// First address of the direct map.
+    pub(super) direct_map: u64,
+    /// First `struct page`.
+    pub(super) first_page: u64,
+    pub(super) page_bytes: u64,
+    /// Physical memory: page frame numbers from and up to.
+    pub(super) frames: Vec<(u64, u64)>,
+    /// What is added to a per-CPU address for each CPU.
+    pub(super) cpus: Vec<u64>,
+    /// Memory nodes.
+    pub(super) nodes: u64,
+    /// Bytes that each CPU has of static and early per-CPU memory, and where in the kernel's image that is.
+    percpu: Option<Span>,
+    /// The image's data, and what is added to physical addresses to have those of the image.
+    image: Vec<Span>,
+    image_offset: u64,
+    /// Of the image what kmemleak notes of the first objects (`mm/kmemleak.c`).
+    pub(super) notes: Option<Span>,
+}
+
+impl Memory {
+    /// Finds out what is where.
+    ///
+    /// # Errors
+    /// Says why memory cannot be read here.
+    pub(super) fn open(root: &Path) -> Result<Self> {
+        let core = Kcore::open(root).map_err(|error| refusal(root, &error))?;
+        let layout = Layout::resolve(&Btf::read(&root.join(BTF))?)?;
+        let data = Symbols::read_data(root)?;
+        let page_bytes = page_bytes();
+        let (direct_map, frames) =
+            direct_map(&core, page_bytes).context("/proc/kcore shows no physical memory")?;
+        let mut memory = Self {
+            core,
+            layout,
+            data,
+            direct_map,
+            first_page: 0,
+            page_bytes,
+            frames,
+            cpus: Vec::new(),
+            nodes: 1,
+            percpu: None,
+            image: Vec::new(),
+            image_offset: 0,
+            notes: None,
+        };
+        memory.first_page =
+            memory.find_pages().context("where this kernel has its struct pages is not known")?;
+        memory.find_cpus()?;
+        memory.find_image(root);
+        memory.notes = memory.find_notes();
+        Ok(memory)
+    }
+
+    /// The word of a variable of the kernel.
+    pub(super) fn variable(&self, name: &str) -> Option<u64> {
+        self.core.word(self.data.address_of(name)?).ok()
+    }
+
+    fn find_pages(&self) -> Option<u64> {
+        let fixed =
+            VMEMMAP.iter().find(|(direct_map, _)| *direct_map == self.direct_map).map(|&(_, pages)| pages);
+        let known = self.variable("vmemmap_base").or(fixed).filter(|&first| first != 0);
+        // Elsewhere a segment says where the pages of the first range of memory are
+        // (`get_sparsemem_vmemmap_info`).
+        let first = self.frames.first()?.0 * self.layout.page.size / self.page_bytes * self.page_bytes;
+        let last = self.frames.last()?.1 * self.layout.page.size;
+        let segments = self.core.segments().iter().filter(|segment| segment.physical.is_none());
+        let found = || {
+            segments
+                .filter(|segment| segment.bytes <= last + self.page_bytes)
+                .map(|segment| segment.address.wrapping_sub(first))
+                .find(|&first_page| self.are_pages(first_page))
+        };
+        known.filter(|&first_page| self.are_pages(first_page)).or_else(found)
+    }
+
+    /// Whether `struct page`s of memory lie there: those of slabs point to caches, which are in the direct map.
+    fn are_pages(&self, first_page: u64) -> bool {
+        let middle = self.frames[self.frames.len() / 2].0;
+        self.core.word(first_page.wrapping_add(middle * self.layout.page.size)).is_ok()
+    }
+
+    fn find_cpus(&mut self) -> Result<()> {
+        let machine = Machine::current()?;
+        let count = machine.possible_cpus as usize;
+        self.nodes = u64::from(machine.nodes).max(1);
+        if let Some(offsets) = self.data.address_of("__per_cpu_offset") {
+            let mut cpus = vec![0; count];
+            self.core.words(offsets, &mut cpus).context("cannot read where the CPUs' memory is")?;
+            self.cpus = cpus;
+        }
+        let unit = self.data.address_of("pcpu_unit_size").and_then(|at| self.core.number(at).ok());
+        // Zero on x86-64 until 6.14, and then not listed.
+        let start = self.data.address_of("__per_cpu_start").unwrap_or(0);
+        self.percpu = unit.map(|unit| Span::new(start, u64::from(unit)));
+        Ok(())
+    }
+
+    fn find_image(&mut self, root: &Path) {
+        let ranges = iomem::kernel_data(root);
+        let (Some(data), Some(&(first, _))) = (self.data.address_of("_sdata"), ranges.first()) else {
+            return;
+        };
+        self.image_offset = data.wrapping_sub(first);
+        self.image = ranges.into_iter().map(|(first, last)| Span { start: first, end: last + 1 }).collect();
+    }
+
+    fn find_notes(&self) -> Option<Span> {
+        self.data.address_of("kmemleak_enabled")?;
+        let start = self.data.address_of("mem_pool")?;
+        Some(Span { start, end: self.data.next_after(start)? })
+    }
+
+    /// The page frame that an address of the direct map lies in.
+    pub(super) fn frame(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.direct_map) / self.page_bytes
+    }
+
+    /// The address of a page frame.
+    pub(super) fn address(&self, frame: u64) -> u64 {
+        self.direct_map.wrapping_add(frame * self.page_bytes)
+    }
+
+    /// The `struct page` of a page frame.
+    pub(super) fn page(&self, frame: u64) -> u64 {
+        self.first_page.wrapping_add(frame * self.layout.page.size)
+    }
+
+    /// Whether an address is one of physical memory, by the direct map.
+    pub(super) fn is_memory(&self, address: u64) -> bool {
+        let frame = self.frame(address);
+        address >= self.direct_map && self.frames.iter().any(|&(from, to)| (from..to).contains(&frame))
+    }
+
+    /// Of a place in the direct map that is the image's data: the image's own address.
+    pub(super) fn in_image(&self, address: u64) -> Option<u64> {
+        let physical = address.wrapping_sub(self.direct_map);
+        let inside = self.image.iter().any(|span| span.contains(physical));
+        inside.then(|| physical.wrapping_add(self.image_offset))
+    }
+
+    /// Of a place in the per-CPU memory that the kernel began with: the CPU, and the per-CPU address.
+    pub(super) fn in_percpu(&self, address: u64) -> Option<(usize, u64)> {
+        let unit = self.percpu?;
+        self.cpus
+            .iter()
+            .map(|offset| address.wrapping_sub(*offset))
+            .enumerate()
+            .find(|&(_, percpu)| unit.contains(percpu))
+    }
+
+    /// The variable that an address lies in, and where.
+    pub(super) fn variable_at(&self, address: u64) -> Option<Location<'_>> {
+        self.data.locate(address)
+    }
+
+    /// The static per-CPU variable, of the kernel or a module, at a per-CPU address, and where in it that is.
+    pub(super) fn static_percpu(&self, address: u64) -> Option<Location<'_>> {
+        let end = self.data.address_of("__per_cpu_end").unwrap_or(0);
+        self.data.locate(address).filter(|location| match location.module {
+            Some(_) => location.offset < MOST_OF_MODULE,
+            None => address < end,
+        })
+    }
+
+    /// Follows a `list_head` at an address: the addresses of the links, without the head.
+    pub(super) fn list(&self, head: u64) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut at = self.core.word(head).unwrap_or(head);
+        while at != head && at != 0 && found.len() < MOST_LINKS {
+            found.push(at);
+            at = self.core.word(at).unwrap_or(head);
+        }
+        found
+    }
+}
+
+/// Why /proc/kcore cannot be read, and what to do.
+fn refusal(root: &Path, error: &io::Error) -> anyhow::Error {
+    let why = match error.kind() {
+        io::ErrorKind::NotFound => "this kernel has no /proc/kcore (CONFIG_PROC_KCORE)".to_owned(),
+        io::ErrorKind::PermissionDenied => match lockdown(root) {
+            Some(level) => format!("the kernel is locked down ({level}) and lets nobody read /proc/kcore"),
+            None => {
+                "reading /proc/kcore takes CAP_SYS_RAWIO: run this as root, outside of containers".to_owned()
+            }
+        },
+        _ => format!("cannot read /proc/kcore: {error}"),
+    };
+    anyhow::Error::msg(why)
+}
+
+/// The begin of the direct map, and the page frames that it shows: what most of the segments with a physical
+/// address agree on.
+fn direct_map(core: &Kcore, page_bytes: u64) -> Option<(u64, Vec<(u64, u64)>)> {
+    let mut bytes: BTreeMap<u64, u64> = BTreeMap::new();
+    let with_physical = || core.segments().iter().filter_map(|segment| Some((segment, segment.physical?)));
+    for (segment, physical) in with_physical() {
+        *bytes.entry(segment.address.wrapping_sub(physical)).or_default() += segment.bytes;
+    }
+    let (&direct_map, _) = bytes.iter().max_by_key(|&(_, bytes)| *bytes)?;
+    let mut frames: Vec<(u64, u64)> = with_physical()
+        .filter(|(segment, physical)| segment.address.wrapping_sub(*physical) == direct_map)
+        .map(|(segment, physical)| (physical.div_ceil(page_bytes), (physical + segment.bytes) / page_bytes))
+        .filter(|(from, to)| from < to)
+        .collect();
+    frames.sort_unstable();
+    Some((direct_map, frames))
+}
+
+/// That memory can be read at all is told before anything else is done.
+///
+/// # Errors
+/// As [`Memory::open`].
+pub(super) fn check(memory: &Memory) -> Result<()> {
+    let Some(&(from, _)) = memory.frames.first() else { bail!("/proc/kcore shows no physical memory") };
+    memory.core.word(memory.address(from)).context("cannot read memory through /proc/kcore")?;
+    Ok(())
+}

@@ -1,0 +1,525 @@
+//! Proof: does anything in the kernel's memory still point to an object?
+//!
+//! All memory that is the kernel's is read through /proc/kcore, several times, and each word compared with the addresses
+//! of the candidates. What the kernel has free (pages, slab objects, stacks below their pointer) holds nothing; what a
+//! candidate contains counts once it is reached itself. What nothing reaches in two looks is lost.
+//!
+//! What this cannot see: pointers that only a register, a device or user space has, and references by physical
+//! address or of any coded kind.
+
+mod areas;
+mod free_pages;
+mod layout;
+mod memmap;
+mod memory;
+mod scan;
+mod slabs;
+mod state;
+mod targets;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use rustc_hash::FxHashMap;
+
+use self::{
+    areas::Areas,
+    memory::Memory,
+    scan::{Old, Pass, Place, What},
+    state::{Of, State},
+    targets::{Stands, Target, Targets},
+};
+use crate::{
+    analysis::{
+        linkage::Span,
+        reach::{self, Edge, Fate, Held},
+    },
+    kernel::symbols::Location,
+    proc::{kcore::Kcore, kpageflags::PageFlags},
+    units,
+};
+
+/// Looks at most: two decide, and each names one more step of who holds what.
+const LOOKS: usize = 3;
+/// Places of each group of candidates whose holders are asked for in the next look.
+const ASKED: usize = 3;
+/// What is asked for of a page is who points to so much around the place.
+const SMALL_PAGE: u64 = 4_096;
+/// Per-CPU addresses below this are numbers like any other.
+const LEAST_PERCPU: u64 = 1 << 24;
+
+/// What kind of memory a candidate is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A slab object.
+    Slab,
+    /// A large kmalloc, which has pages to itself.
+    Large,
+    /// A block of pages; its address is that of the `struct page`.
+    Page,
+    /// An area of vmalloc.
+    Area,
+    /// Per-CPU memory; its address is that of the first CPU's copy.
+    PerCpu,
+}
+
+/// An object that is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// Its address.
+    pub address: u64,
+    /// How many bytes; of per-CPU memory those of one CPU.
+    pub bytes: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Objects of one group are told of together.
+    pub group: u32,
+    frame: u64,
+}
+
+impl Candidate {
+    /// A candidate of a group.
+    pub fn new(address: u64, bytes: u64, kind: Kind, group: u32) -> Self {
+        Self { address, bytes: bytes.max(1), kind, group, frame: 0 }
+    }
+}
+
+/// How much may be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Bytes of one look.
+    pub bytes: u64,
+    /// Time for all of them.
+    pub time: Duration,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self { bytes: 64 << 30, time: Duration::from_secs(60) }
+    }
+}
+
+/// What came of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing points to it: it is lost.
+    Orphan,
+    /// Something does.
+    Held,
+    /// The looks differ.
+    Undecided,
+    /// It is free, whatever was traced.
+    Free,
+}
+
+/// What was found of one candidate.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// The answer.
+    pub outcome: Outcome,
+    /// How it is reached, if it is.
+    pub held: Option<Held>,
+    /// Memory out of use that has an old pointer to it: what misleads kmemleak.
+    pub old: Option<&'static str>,
+}
+
+/// Who holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// A variable, `NAME object` of a cache, a stack or a page.
+    pub what: String,
+    /// Where in it the pointer is, in bytes, where that says something.
+    pub at: Option<u64>,
+    /// What is said behind that: of a variable its module.
+    pub suffix: String,
+    /// Start of the object, where it is one whose allocation may have been traced.
+    pub object: Option<u64>,
+    /// Return address of who made it, of areas of vmalloc.
+    pub caller: Option<u64>,
+}
+
+/// Everything that was found.
+pub struct Proof {
+    /// Of each candidate, in their order.
+    pub found: Vec<Found>,
+    /// Pointers among candidates in the last look, without the allocator's own in free objects that were.
+    pub edges: Vec<Edge>,
+    /// By the number of a root's place: who holds, and who holds that, up to three steps.
+    pub holders: FxHashMap<u32, Vec<Holder>>,
+    /// What it cost.
+    pub cost: Cost,
+    /// Why it is less than it should be, if it is.
+    pub cut_short: Option<String>,
+}
+
+/// What the looks cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Looks that were finished.
+    pub looks: usize,
+    /// Bytes that one of them read.
+    pub bytes: u64,
+    /// Seconds of all of them, without rests.
+    pub seconds: f64,
+    /// Bytes per second that they read and compared.
+    pub bytes_per_s: f64,
+    /// Bytes per second that /proc/kcore gave, compared with nothing.
+    pub kcore_bytes_per_s: f64,
+}
+
+/// Told of what is done: bytes of all looks so far, and what they are expected to be. False ends it.
+pub type Step<'a> = &'a mut dyn FnMut(u64, u64) -> Result<bool>;
+
+/// Looks for pointers.
+pub struct Prover {
+    memory: Memory,
+    flags: PageFlags,
+    root: PathBuf,
+}
+
+impl Prover {
+    /// Finds out whether memory can be read here, and where what is.
+    ///
+    /// # Errors
+    /// Says why it cannot be.
+    pub fn open(root: &Path) -> Result<Self> {
+        let memory = Memory::open(root)?;
+        memory::check(&memory)?;
+        Ok(Self { memory, flags: PageFlags::open(root)?, root: root.to_owned() })
+    }
+
+    /// Bytes that one look reads.
+    ///
+    /// # Errors
+    /// When the kernel refuses to be read.
+    pub fn bytes(&self) -> Result<u64> {
+        scan::bytes(&self.memory, &self.flags)
+    }
+
+    /// Proves what can be proven of the candidates.
+    ///
+    /// # Errors
+    /// When the kernel refuses to be read, or `step` fails.
+    pub fn prove(&self, mut candidates: Vec<Candidate>, limit: Limit, step: Step<'_>) -> Result<Proof> {
+        let bytes = self.bytes()?;
+        if bytes > limit.bytes {
+            bail!(
+                "there are {} to read, more than --prove-limit allows ({})",
+                units::bytes(bytes as f64),
+                units::bytes(limit.bytes as f64)
+            );
+        }
+        self.locate(&mut candidates);
+        // A file of its own for each, because the kernel copies what is read by way of a page that the file has.
+        let bulk = Kcore::open(&self.root)?;
+        let count = candidates.len();
+        let mut passes: Vec<Pass> = Vec::new();
+        let mut asked: Vec<Asked> = Vec::new();
+        let (mut done, mut busy) = (0, Duration::ZERO);
+        let begun = Instant::now();
+        let mut cut_short = None;
+        while passes.len() < LOOKS {
+            let areas = Areas::read(&self.memory);
+            let targets = self.targets(&candidates, &asked, &areas);
+            let objects = count + asked.len();
+            let expected = bytes * LOOKS as u64;
+            let mut resting = Duration::ZERO;
+            let start = Instant::now();
+            let mut go_on = |read: u64| {
+                if begun.elapsed() > limit.time {
+                    return Ok(false);
+                }
+                let before = Instant::now();
+                let go_on = step(done + read, expected);
+                resting += before.elapsed();
+                go_on
+            };
+            let pass = scan::pass(
+                &self.memory,
+                &self.flags,
+                &bulk,
+                &areas,
+                (&targets, count as u32, objects),
+                &mut go_on,
+            )?;
+            busy += start.elapsed().saturating_sub(resting);
+            done += pass.bytes;
+            if !pass.complete {
+                if passes.len() < 2 {
+                    cut_short = Some(format!(
+                        "the time was up after {} of {}: nothing is proven",
+                        units::bytes(done as f64),
+                        units::bytes((bytes * 2) as f64)
+                    ));
+                }
+                break;
+            }
+            for (ask, place) in asked.iter_mut().zip(&pass.places[count..]) {
+                ask.held_by = ask.held_by.take().or_else(|| place.clone());
+            }
+            let next = if passes.is_empty() {
+                first_asked(&pass, &candidates)
+            } else {
+                next_asked(&asked, passes.len())
+            };
+            asked.extend(next);
+            passes.push(pass);
+        }
+        let states = state::states(&self.memory, &self.flags, &candidates)?;
+        let reading: Duration = passes.iter().map(|pass| pass.reading).sum();
+        let read: u64 = passes.iter().map(|pass| pass.kcore_bytes).sum();
+        let cost = Cost {
+            looks: passes.len(),
+            bytes,
+            seconds: busy.as_secs_f64(),
+            bytes_per_s: read as f64 / busy.as_secs_f64().max(1e-9),
+            kcore_bytes_per_s: read as f64 / reading.as_secs_f64().max(1e-9),
+        };
+        Ok(self.conclude(&candidates, &states, passes, &asked, cost, cut_short))
+    }
+
+    /// Finds the page frames of pages, and the addresses by which the kernel knows per-CPU memory.
+    fn locate(&self, candidates: &mut [Candidate]) {
+        let memory = &self.memory;
+        let base = memory.variable("pcpu_base_addr").unwrap_or(0);
+        let start = memory.data.address_of("__per_cpu_start").unwrap_or(0);
+        for candidate in candidates {
+            match candidate.kind {
+                Kind::Page => {
+                    candidate.frame =
+                        candidate.address.wrapping_sub(memory.first_page) / memory.layout.page.size;
+                }
+                Kind::PerCpu => candidate.address = candidate.address.wrapping_sub(base).wrapping_add(start),
+                _ => {}
+            }
+        }
+    }
+
+    fn targets(&self, candidates: &[Candidate], asked: &[Asked], areas: &Areas) -> Targets {
+        let memory = &self.memory;
+        let (page_bytes, page_size) = (memory.page_bytes, memory.layout.page.size);
+        let mut targets = Vec::with_capacity(candidates.len() * 2);
+        let mut pages: FxHashMap<u64, u64> = FxHashMap::default();
+        let mut add = |start: u64, bytes: u64, object: u32, stands: Stands| {
+            targets.push(Target { span: Span::new(start, bytes), object, stands });
+        };
+        let structs = |frame: u64, bytes: u64, object: u32, add: &mut dyn FnMut(u64, u64, u32, Stands)| {
+            add(memory.page(frame), bytes.div_ceil(page_bytes) * page_size, object, Stands::Handle);
+        };
+        for (candidate, object) in candidates.iter().zip(0_u32..) {
+            let Candidate { address, bytes, .. } = *candidate;
+            match candidate.kind {
+                Kind::Slab => {
+                    add(address, bytes, object, Stands::Itself);
+                    let (first, last) = (memory.frame(address), memory.frame(address + bytes - 1));
+                    pages.extend((first..=last).map(|frame| (frame, memory.address(frame))));
+                }
+                Kind::Large => {
+                    // It has a whole block.
+                    let bytes = bytes.div_ceil(page_bytes).next_power_of_two() * page_bytes;
+                    add(address, bytes, object, Stands::Itself);
+                    structs(memory.frame(address), bytes, object, &mut add);
+                }
+                Kind::Page => {
+                    add(memory.address(candidate.frame), bytes, object, Stands::Itself);
+                    structs(candidate.frame, bytes, object, &mut add);
+                }
+                Kind::Area => {
+                    add(address, bytes, object, Stands::Itself);
+                    if let (Some(vm), Some(layout)) = (areas.description(address), memory.layout.area) {
+                        add(vm, layout.vm_bytes, object, Stands::Handle);
+                    }
+                }
+                Kind::PerCpu if address >= LEAST_PERCPU => add(address, bytes, object, Stands::Handle),
+                Kind::PerCpu => {}
+            }
+        }
+        for (frame, address) in pages {
+            add(memory.page(frame), page_size, u32::MAX, Stands::PageOf(address));
+        }
+        for (ask, object) in asked.iter().zip(candidates.len() as u32..) {
+            add(ask.span.start, ask.span.end - ask.span.start, object, Stands::Itself);
+        }
+        Targets::new(targets)
+    }
+
+    fn conclude(
+        &self,
+        candidates: &[Candidate],
+        states: &[Of],
+        mut passes: Vec<Pass>,
+        asked: &[Asked],
+        cost: Cost,
+        cut_short: Option<String>,
+    ) -> Proof {
+        let count = candidates.len();
+        let held: Vec<Vec<Option<Held>>> = passes
+            .iter_mut()
+            .map(|pass| {
+                pass.links.roots.truncate(count);
+                pass.links.edges.retain(|edge| (edge.to as usize) < count);
+                reach::held(&pass.links)
+            })
+            .collect();
+        let mut found = Vec::with_capacity(count);
+        for (index, candidate) in candidates.iter().enumerate() {
+            let reached: Vec<bool> = held.iter().map(|held| held[index].is_some()).collect();
+            let outcome = match (states[index].state, reach::fate(&reached)) {
+                (State::Free, _) => Outcome::Free,
+                (State::Mapped, _) => Outcome::Held,
+                // Its address is a number like any other.
+                _ if candidate.kind == Kind::PerCpu && candidate.address < LEAST_PERCPU => Outcome::Undecided,
+                (State::Allocated, Fate::Orphan) => Outcome::Orphan,
+                (State::Allocated, Fate::Held) => Outcome::Held,
+                (State::Allocated, Fate::Undecided) => Outcome::Undecided,
+            };
+            let old = passes.last().and_then(|pass| pass.old[index]).map(old_in_words);
+            found.push(Found { outcome, held: held.last().and_then(|held| held[index]), old });
+        }
+        let mut holders = FxHashMap::default();
+        let last = passes.pop();
+        for held in found.iter().filter_map(|found| found.held) {
+            let place = last.as_ref().and_then(|pass| pass.places.get(held.root.place as usize)?.as_ref());
+            if let Some(place) = place {
+                holders.entry(held.root.place).or_insert_with(|| self.chain(place, asked));
+            }
+        }
+        let mut edges = last.map(|pass| pass.links.edges).unwrap_or_default();
+        edges.retain(|edge| {
+            let (from, to) = (&states[edge.from as usize], &candidates[edge.to as usize]);
+            from.link != Some(edge.at) || edge.into != 0 || to.group != candidates[edge.from as usize].group
+        });
+        Proof { found, edges, holders, cost, cut_short }
+    }
+
+    /// Who holds at a place, and who holds that.
+    fn chain(&self, place: &Place, asked: &[Asked]) -> Vec<Holder> {
+        let mut chain = vec![self.holder(place)];
+        let mut at = place;
+        while chain.len() < LOOKS {
+            let of = span(at).and_then(|span| asked.iter().find(|ask| ask.span == span));
+            let Some(next) = of.and_then(|ask| ask.held_by.as_ref()) else { break };
+            chain.push(self.holder(next));
+            at = next;
+        }
+        chain
+    }
+
+    fn holder(&self, place: &Place) -> Holder {
+        let mut holder = match &place.what {
+            What::Variable(address) => match self.memory.variable_at(*address) {
+                Some(location) => of_variable(&location),
+                None => Holder { what: format!("kernel data at {address:#x}"), ..Holder::default() },
+            },
+            What::PerCpu { cpu, address } => {
+                let variable = self.memory.static_percpu(*address).map(|location| of_variable(&location));
+                let known = variable.unwrap_or_else(|| Holder {
+                    what: format!("memory at {address:#x}"),
+                    ..Holder::default()
+                });
+                Holder {
+                    what: format!("per-CPU {}", known.what),
+                    suffix: format!("{} of CPU {cpu}", known.suffix),
+                    ..known
+                }
+            }
+            What::Object { cache, start, .. } => Holder {
+                what: format!("{cache} object"),
+                at: Some(place.address - start),
+                object: Some(*start),
+                ..Holder::default()
+            },
+            What::Area { area, address } => Holder {
+                what: "vmalloc area".to_owned(),
+                at: Some(address - area.start),
+                object: Some(area.start),
+                caller: Some(area.caller).filter(|&at| at != 0),
+                ..Holder::default()
+            },
+            What::Stack { pid, comm } => {
+                Holder { what: format!("the stack of {comm} ({pid})"), ..Holder::default() }
+            }
+            What::StructPage(frame) => {
+                Holder { what: format!("the struct page of frame {frame:#x}"), ..Holder::default() }
+            }
+            What::Page => Holder {
+                what: "page of the kernel".to_owned(),
+                object: Some(self.memory.page(self.memory.frame(place.address))),
+                ..Holder::default()
+            },
+        };
+        if place.by_page {
+            holder.suffix.push_str(", by page and offset");
+        }
+        holder
+    }
+}
+
+fn of_variable(location: &Location<'_>) -> Holder {
+    Holder {
+        what: location.symbol.to_owned(),
+        at: Some(location.offset),
+        suffix: location.module.map(|module| format!(" [{module}]")).unwrap_or_default(),
+        ..Holder::default()
+    }
+}
+
+/// A holder whose holder is asked for.
+struct Asked {
+    span: Span,
+    held_by: Option<Place>,
+    /// The look that found it.
+    since: usize,
+}
+
+/// The object that a place is in, if that is one.
+fn span(place: &Place) -> Option<Span> {
+    match &place.what {
+        What::Object { start, bytes, .. } => Some(Span::new(*start, *bytes)),
+        What::Area { area, .. } => Some(Span { start: area.start, end: area.end }),
+        What::Page => Some(Span::new(place.address / SMALL_PAGE * SMALL_PAGE, SMALL_PAGE)),
+        _ => None,
+    }
+}
+
+/// Of each group of candidates the objects that hold most of them.
+fn first_asked(pass: &Pass, candidates: &[Candidate]) -> Vec<Asked> {
+    let mut of_group: FxHashMap<u32, Vec<Span>> = FxHashMap::default();
+    for (candidate, place) in candidates.iter().zip(&pass.places) {
+        let spans = of_group.entry(candidate.group).or_default();
+        if let Some(span) = place.as_ref().and_then(span)
+            && spans.len() < ASKED
+            && !spans.contains(&span)
+        {
+            spans.push(span);
+        }
+    }
+    unique(of_group.into_values().flatten(), 0)
+}
+
+fn next_asked(asked: &[Asked], since: usize) -> Vec<Asked> {
+    let known = |span: &Span| asked.iter().any(|ask| ask.span == *span);
+    let latest = asked.iter().filter(|ask| ask.since + 1 == since);
+    unique(latest.filter_map(|ask| span(ask.held_by.as_ref()?)).filter(|span| !known(span)), since)
+}
+
+/// Without those that are there twice or overlap: a place may have been freed and given out again.
+fn unique(spans: impl Iterator<Item = Span>, since: usize) -> Vec<Asked> {
+    let mut spans: Vec<Span> = spans.collect();
+    spans.sort_unstable_by_key(|span| span.start);
+    spans.dedup_by(|next, before| next.start < before.end);
+    spans.into_iter().map(|span| Asked { span, held_by: None, since }).collect()
+}
+
+fn old_in_words(old: Old) -> &'static str {
+    match old {
+        Old::Sheaf => "a sheaf of free objects",
+        Old::Stack => "an unused part of a stack",
+        Old::FreeObject => "a free object",
+        Old::FreePage => "a free page",
+        Old::Bookkeeping => "the allocator's own notes",
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Objects that something holds, each kind in another place: in data, per-CPU memory, on a sleeping thread's stack, in
+ * vmalloc memory, in a page, in a scatterlist; every other one by a pointer into its middle. And structures that are
+ * lost as a whole.
+ */
+#include <linux/completion.h>
+#include <linux/err.h>
+#include <linux/gfp.h>
+#include <linux/kthread.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/percpu.h>
+#include <linux/scatterlist.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+#include "leakdrv.h"
+
+/* Most objects of a kind: as many pointers as a page has. */
+#define MOST 512
+/* Those on a stack. */
+#define FEW 64
+/* A pointer into the middle of every other object. */
+#define INTO 72
+
+static void hold(void **place, void *object, unsigned int index)
+{
+	*place = object + (index & 1 ? INTO : 0);
+}
+
+static void release(void **place, unsigned int index)
+{
+	if (*place)
+		kfree(*place - (index & 1 ? INTO : 0));
+	*place = NULL;
+}
+
+static void *in_data[MOST];
+static DEFINE_PER_CPU(void *[FEW], in_percpu);
+static void **in_area, **in_page;
+static struct scatterlist *in_list;
+static unsigned int data_count, percpu_count, area_count, in_page_count, list_count;
+
+/* Each function has its own call site; `place` is evaluated for each object. */
+#define HOLD(name, size, count, most, place)				\
+static noinline int name##_leak(unsigned int n)				\
+{									\
+	for (; n && count < (most); n--, count++) {			\
+		void *object = kmalloc(size, GFP_KERNEL);		\
+									\
+		if (!object)						\
+			return -ENOMEM;					\
+		hold(place, object, count);				\
+	}								\
+	return 0;							\
+}									\
+static int name##_balanced(unsigned int n) { return -EOPNOTSUPP; }
+
+HOLD(held_data, 600, data_count, MOST, &in_data[data_count])
+HOLD(held_percpu, 610, percpu_count, FEW, per_cpu_ptr(&in_percpu[percpu_count], 0))
+HOLD(held_area, 620, area_count, MOST, &in_area[area_count])
+HOLD(held_page, 630, in_page_count, MOST, &in_page[in_page_count])
+
+/* By page and offset only. */
+static noinline int held_list_leak(unsigned int n)
+{
+	for (; n && list_count < FEW; n--, list_count++) {
+		void *object = kmalloc(640, GFP_KERNEL);
+
+		if (!object)
+			return -ENOMEM;
+		sg_set_buf(&in_list[list_count], object, 640);
+	}
+	return 0;
+}
+static int held_list_balanced(unsigned int n) { return -EOPNOTSUPP; }
+
+/* On the stack of a thread that sleeps until the module goes. */
+static struct task_struct *sleeper;
+static struct completion slept;
+static unsigned int stack_wanted;
+
+static noinline void *stack_object(void) { return kmalloc(650, GFP_KERNEL); }
+
+static int sleep_with_objects(void *unused)
+{
+	void *held[FEW] = {};
+	unsigned int i;
+
+	for (i = 0; i < stack_wanted && i < FEW; i++) {
+		void *object = stack_object();
+
+		if (!object)
+			break;
+		hold(&held[i], object, i);
+	}
+	/* The compiler must keep the array, and nothing else may have what is in it. */
+	barrier_data(held);
+	complete(&slept);
+	set_current_state(TASK_INTERRUPTIBLE);
+	while (!kthread_should_stop()) {
+		schedule();
+		set_current_state(TASK_INTERRUPTIBLE);
+	}
+	__set_current_state(TASK_RUNNING);
+	barrier_data(held);
+	for (i = 0; i < stack_wanted && i < FEW; i++)
+		release(&held[i], i);
+	return 0;
+}
+
+static int held_stack_leak(unsigned int n)
+{
+	struct task_struct *task;
+
+	if (sleeper)
+		return 0;
+	stack_wanted = n;
+	reinit_completion(&slept);
+	task = kthread_run(sleep_with_objects, NULL, "leakdrv-sleeper");
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+	sleeper = task;
+	wait_for_completion(&slept);
+	return 0;
+}
+static int held_stack_balanced(unsigned int n) { return -EOPNOTSUPP; }
+
+/* A head with four parts, on a list that nobody has any more. */
+struct whole {
+	struct list_head parts;
+	char data[660];
+};
+
+struct part {
+	struct list_head list;
+	char data[300];
+};
+
+static noinline struct part *lost_part(void) { return kzalloc(sizeof(struct part), GFP_KERNEL); }
+
+static noinline int lost_whole_leak(unsigned int n)
+{
+	for (; n; n--) {
+		struct whole *whole = kzalloc(sizeof(*whole), GFP_KERNEL);
+		unsigned int i;
+
+		if (!whole)
+			return -ENOMEM;
+		INIT_LIST_HEAD(&whole->parts);
+		for (i = 0; i < 4; i++) {
+			struct part *part = lost_part();
+
+			if (!part)
+				return -ENOMEM;
+			list_add_tail(&part->list, &whole->parts);
+		}
+	}
+	return 0;
+}
+static int lost_whole_balanced(unsigned int n) { return -EOPNOTSUPP; }
+
+const struct leak_path holder_paths[] = {
+	ENTRY(held_data), ENTRY(held_percpu), ENTRY(held_area), ENTRY(held_page), ENTRY(held_list), ENTRY(held_stack),
+	ENTRY(lost_whole), {}
+};
+
+int holder_init(void)
+{
+	init_completion(&slept);
+	in_area = vzalloc(MOST * sizeof(void *));
+	in_page = (void **)get_zeroed_page(GFP_KERNEL);
+	in_list = kcalloc(FEW, sizeof(*in_list), GFP_KERNEL);
+	if (in_area && in_page && in_list)
+		return 0;
+	holder_exit();
+	return -ENOMEM;
+}
+
+void holder_exit(void)
+{
+	unsigned int i;
+
+	if (sleeper)
+		kthread_stop(sleeper);
+	sleeper = NULL;
+	for (i = 0; i < MOST; i++) {
+		release(&in_data[i], i);
+		if (in_area)
+			release(&in_area[i], i);
+		if (in_page)
+			release(&in_page[i], i);
+	}
+	for (i = 0; i < FEW; i++)
+		release(per_cpu_ptr(&in_percpu[i], 0), i);
+	for (i = 0; in_list && i < list_count; i++)
+		kfree(sg_virt(&in_list[i]));
+	kfree(in_list);
+	free_page((unsigned long)in_page);
+	vfree(in_area);
+}

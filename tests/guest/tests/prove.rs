@@ -1,0 +1,246 @@
+//! What is lost is proven to be, and what anything holds is not: in data, per-CPU memory, vmalloc memory, a page, a
+//! scatterlist, on a stack; by the start and by pointers into the middle.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use leaktrace_tests::driver::{self, Mode};
+use serde_json::Value;
+
+use super::trace::{LEAKTRACE, Trace, items, number, owner};
+
+/// Each time the driver is loaded anew, and leaks other numbers.
+const RUNS: u64 = 2;
+const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
+
+/// Paths that lose what they allocate, the function that does, and objects at least.
+const LOST: [(&str, &str, u64); 7] = [
+    ("kmalloc", "kmalloc_leak", 150),
+    ("cache", "cache_leak", 150),
+    ("memdup", "memdup_leak", 60),
+    ("large", "large_leak", 10),
+    ("page", "page_leak", 20),
+    ("vmalloc", "vmalloc_leak", 10),
+    ("percpu", "percpu_leak", 20),
+];
+/// Paths whose objects are held, the function, objects, and what is to be named as the holder, or as what holds that.
+const HELD: [(&str, &str, u64, &str); 7] = [
+    ("held_data", "held_data_leak", 120, "in_data [leakdrv]"),
+    ("held_percpu", "held_percpu_leak", 40, "in_percpu [leakdrv] of CPU 0"),
+    ("held_area", "held_area_leak", 120, "in_area+0x0 [leakdrv]"),
+    ("held_page", "held_page_leak", 120, "in_page+0x0 [leakdrv]"),
+    ("held_list", "held_list_leak", 40, "in_list+0x0 [leakdrv]"),
+    ("held_stack", "sleep_with_objects", 40, "the stack of leakdrv-sleeper"),
+    ("unbounded_list", "unbounded_list_leak", 100, "sessions"),
+];
+/// Lost structures: a head and four parts.
+const WHOLE: u64 = 20;
+/// An old pointer that nobody has overwritten yet may still lead to some of those that are lost. None that is held may be
+/// called lost, ever.
+const MISSED: u64 = 3;
+
+/// Proves, some times.
+pub fn test() -> Result<bool> {
+    let mut good = true;
+    for run in 0..RUNS {
+        driver::load(0)?;
+        good &= once(run)?;
+        driver::unload()?;
+    }
+    Ok(good)
+}
+
+fn once(run: u64) -> Result<bool> {
+    let more = |base: u64| base + run * 37 % 50;
+    let kmemleak = Path::new(KMEMLEAK).exists();
+    // With all stacks, so that pages are told apart.
+    let args = ["--prove", "--overhead", "100", "--kmemleak"];
+    let trace = Trace::start(&args[..if kmemleak { 4 } else { 3 }])?;
+    // A little of each at a time, so that they lie among each other.
+    for tenth in 0..10 {
+        let part = |whole: u64| whole * (tenth + 1) / 10 - whole * tenth / 10;
+        for (path, _, objects) in LOST {
+            driver::run(path, Mode::Leak, part(more(objects)))?;
+            driver::run("kmalloc", Mode::Balanced, 200)?;
+        }
+        for (path, _, objects, _) in HELD {
+            let objects = if path == "held_stack" { objects } else { part(objects) };
+            driver::run(path, Mode::Leak, objects)?;
+        }
+        driver::run("lost_whole", Mode::Leak, part(WHOLE))?;
+        driver::run("pool", Mode::Balanced, 20 * (tenth + 1))?;
+        sleep(Duration::from_millis(300));
+    }
+    sleep(Duration::from_secs(2));
+    let report = trace.stop()?.0;
+    let how = &report["reachability"];
+    println!(
+        "  {} objects looked for, {} looks of {} MiB, {:.0} MiB/s of {:.0} that kcore gives",
+        how["candidates"],
+        how["looks"],
+        number(&how["bytes"]) >> 20,
+        how["bytes_per_s"].as_f64().unwrap_or(0.0) / 1_048_576.0,
+        how["kcore_bytes_per_s"].as_f64().unwrap_or(0.0) / 1_048_576.0,
+    );
+    let mut good = how["error"].is_null() && how["cut_short"].is_null() && number(&how["looks"]) == 3;
+    for (_, function, objects) in LOST {
+        good &= lost(&report, function, more(objects))?;
+    }
+    for (_, function, objects, holder) in HELD {
+        good &= held(&report, function, objects, holder)?;
+    }
+    good &= whole(&report)?;
+    good &= others(&report);
+    good &= saved(&report)?;
+    if kmemleak {
+        good &= listed(&report)?;
+    }
+    if !good {
+        println!("  {how}");
+    }
+    Ok(good)
+}
+
+/// The finding of a function of the driver that allocates, not what describes its areas.
+fn finding<'a>(report: &'a Value, function: &str) -> Result<&'a Value> {
+    let is = |finding: &&Value| {
+        items(&finding["stacks"]).next().and_then(owner).is_some_and(|owner| owner == function)
+            && !(function == "vmalloc_leak" && finding["family"] != "vmalloc")
+    };
+    items(&report["findings"]).find(is).with_context(|| format!("{function} is no finding"))
+}
+
+fn lost(report: &Value, function: &str, objects: u64) -> Result<bool> {
+    let finding = finding(report, function)?;
+    let side = &finding["proof"]["reachability"];
+    let orphans = number(&side["orphans"]);
+    let right = number(&side["candidates"]) == objects
+        && orphans + MISSED >= objects
+        && orphans <= objects
+        && finding["verdict"] == "leak";
+    println!("  {function:<20} {orphans} of {objects} unreachable{}", mark(right));
+    if orphans < objects {
+        println!("    {} {}", side["holders"], side["free"]);
+    }
+    Ok(right)
+}
+
+fn held(report: &Value, function: &str, objects: u64, holder: &str) -> Result<bool> {
+    let finding = finding(report, function)?;
+    let side = &finding["proof"]["reachability"];
+    let (orphans, held) = (number(&side["orphans"]), number(&side["held"]));
+    let first = items(&side["holders"]).next().map(Value::to_string).unwrap_or_default();
+    let right = orphans == 0
+        && number(&side["candidates"]) == objects
+        && held + MISSED >= objects
+        && first.contains(holder)
+        && finding["verdict"] != "leak";
+    println!("  {function:<20} {held} of {objects} held{}", mark(right));
+    if !right {
+        println!("    {side}");
+    }
+    Ok(right)
+}
+
+/// Parts and heads are one structure each.
+fn whole(report: &Value) -> Result<bool> {
+    let mut good = true;
+    for finding in items(&report["findings"]) {
+        let function = items(&finding["stacks"]).next().and_then(owner);
+        if !matches!(function.as_deref(), Some("lost_whole_leak" | "lost_part")) {
+            continue;
+        }
+        let side = &finding["proof"]["reachability"];
+        let structure = items(&side["structures"]).next().context("no structure is told")?;
+        let right = number(&structure["structures"]) + 1 >= WHOLE
+            && number(&structure["objects"]) + 5 >= WHOLE * 5
+            && structure["root"].as_str().is_some_and(|root| root.starts_with("lost_whole_leak+"));
+        good &= right;
+        println!("  {:<20} {structure}{}", function.unwrap_or_default(), mark(right));
+    }
+    Ok(good)
+}
+
+/// The kernel itself loses nothing meanwhile.
+fn others(report: &Value) -> bool {
+    let mut good = true;
+    for finding in items(&report["findings"]).filter(|finding| finding["module"] != driver::NAME) {
+        let side = &finding["proof"]["reachability"];
+        if number(&side["orphans"]) > 0 {
+            good = false;
+            println!("  {} in {}: {side}   WRONG", finding["responsible"]["symbol"], finding["cache"]);
+        }
+    }
+    good
+}
+
+/// What the report says of single objects.
+fn fates(report: &Value) -> BTreeMap<String, String> {
+    items(&report["findings"])
+        .flat_map(|finding| items(&finding["objects"]))
+        .filter_map(|object| {
+            Some((object["address"].as_str()?.to_owned(), object["reach"].as_str()?.to_owned()))
+        })
+        .collect()
+}
+
+/// Asked again for the saved report, memory says the same.
+fn saved(report: &Value) -> Result<bool> {
+    fs::write("/tmp/proven.json", report.to_string())?;
+    let output = Command::new(LEAKTRACE)
+        .args(["prove", "--quiet", "--format", "json", "/tmp/proven.json"])
+        .output()?;
+    ensure!(output.status.success(), "prove failed: {}", String::from_utf8_lossy(&output.stderr));
+    let again: Value = serde_json::from_slice(&output.stdout)?;
+    let count = |report: &Value, fate: &str| fates(report).values().filter(|is| *is == fate).count();
+    let (before, after) = (count(report, "orphan"), count(&again, "orphan"));
+    let right = after > 0 && before.abs_diff(after) <= MISSED as usize * 2;
+    println!("  by a saved report: {after} unreachable, {before} before{}", mark(right));
+    // Of another boot the addresses mean nothing.
+    let mut other = report.clone();
+    other["machine"]["boot_id"] = "another".into();
+    fs::write("/tmp/proven.json", other.to_string())?;
+    let output = Command::new(LEAKTRACE).args(["prove", "/tmp/proven.json"]).output()?;
+    let refused = output.status.code() == Some(1)
+        && String::from_utf8_lossy(&output.stderr).contains("was made before this machine was started");
+    println!("  a report of another boot{}", mark(refused));
+    Ok(right && refused)
+}
+
+/// All that kmemleak lists, of what was traced, is lost.
+fn listed(report: &Value) -> Result<bool> {
+    let list = fs::read_to_string(KMEMLEAK)?;
+    let listed: BTreeSet<String> = list
+        .lines()
+        .filter_map(|line| line.strip_prefix("unreferenced object 0x"))
+        .filter_map(|line| Some(format!("0x{}", line.split(' ').next()?)))
+        .collect();
+    let fates = fates(report);
+    let traced: Vec<(&String, &String)> =
+        listed.iter().filter_map(|address| fates.get_key_value(address)).collect();
+    let orphans = traced.iter().filter(|(_, fate)| *fate == "orphan").count();
+    let all = fates.values().filter(|fate| *fate == "orphan").count();
+    let right = orphans == traced.len() && !traced.is_empty();
+    println!(
+        "  kmemleak lists {} of these, {orphans} of them unreachable here, of {all}{}",
+        traced.len(),
+        mark(right)
+    );
+    let old: BTreeSet<String> = items(&report["findings"])
+        .flat_map(|finding| items(&finding["proof"]["reachability"]["old"]))
+        .map(|old| format!("{} ({})", old["place"].as_str().unwrap_or_default(), old["objects"]))
+        .collect();
+    println!("    old pointers to them: {}", old.into_iter().collect::<Vec<_>>().join(", "));
+    Ok(right)
+}
+
+fn mark(right: bool) -> &'static str {
+    if right { "" } else { "   WRONG" }
+}
