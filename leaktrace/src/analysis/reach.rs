@@ -182,8 +182,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn root(place: u32, rank: u8) -> Option<Root> {
-        Some(Root { place, rank, into: 0 })
+    fn root(place: u32, rank: u8) -> Root {
+        Root { place, rank, into: 0 }
     }
 
     fn edge(from: u32, to: u32) -> Edge {
@@ -194,7 +194,7 @@ mod tests {
     fn a_list_is_held_by_its_head() {
         // 0 -> 1 -> 2, and 3 <-> 4, which nothing holds.
         let links = Links {
-            roots: vec![root(7, 0), None, root(9, 5), None, None],
+            roots: vec![Some(root(7, 0)), None, Some(root(9, 5)), None, None],
             edges: vec![edge(0, 1), edge(1, 2), edge(3, 4), edge(4, 3), edge(4, 4)],
         };
         let held = held(&links);

@@ -235,3 +235,22 @@ proptest! {
         prop_assert!(growing(a.min(b)).score() <= growing(a.max(b)).score());
     }
 }
+
+/// What nothing points to is leaked, whatever else is open; what most pointers lead to is not called so.
+#[test]
+fn memory_has_the_last_word() {
+    let suspect = Evidence { growth: Growth { ticks: 3, ..leak().growth }, ..leak() };
+    assert_eq!(suspect.verdict(), Verdict::Suspect);
+    let proven = |checked, orphans, held| Some(Proven { checked, orphans, held, free: 0 });
+    let with = |evidence: &Evidence, proven| Evidence { proven, ..evidence.clone() }.verdict();
+    assert_eq!(with(&suspect, proven(100, 100, 0)), Verdict::Leak);
+    // On one of its ways only.
+    assert_eq!(with(&suspect, proven(100, 30, 70)), Verdict::Leak);
+    assert_eq!(with(&suspect, proven(100, 10, 90)), Verdict::Suspect);
+    assert_eq!(with(&suspect, proven(5, 5, 0)), Verdict::Suspect, "too few");
+    assert_eq!(with(&leak(), proven(100, 0, 100)), Verdict::Suspect);
+    assert_eq!(with(&leak(), proven(100, 0, 0)), Verdict::Leak, "nothing was decided");
+    // A burst that was lost has stopped growing.
+    assert_eq!(with(&shaped(Shape::Plateau), proven(100, 100, 0)), Verdict::Leak);
+    assert_eq!(with(&Evidence { reclaimable: true, ..leak() }, proven(100, 100, 0)), Verdict::Cache);
+}

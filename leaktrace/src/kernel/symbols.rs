@@ -177,6 +177,22 @@ impl Symbols {
         })
     }
 
+    /// The symbol of a module that an address lies in, of those that begin less than so many bytes before it: per-CPU
+    /// addresses of modules may be those of the kernel's own data as well.
+    pub fn locate_in_modules(&self, address: u64, within: u64) -> Option<Location<'_>> {
+        let after = self.table.partition_point(|symbol| symbol.address <= address);
+        self.table[..after]
+            .iter()
+            .rev()
+            .take_while(|symbol| address - symbol.address < within)
+            .find(|symbol| symbol.module != 0)
+            .map(|symbol| Location {
+                symbol: self.name(symbol),
+                offset: address - symbol.address,
+                module: Some(self.modules[usize::from(symbol.module)].as_str()),
+            })
+    }
+
     /// The function that a return address returns into: a call may be a function's last
     /// instruction, so the byte before decides, and the offset is still that of the address.
     pub fn locate_return(&self, address: u64) -> Option<Location<'_>> {
@@ -307,6 +323,9 @@ mod tests {
         let found = data.locate(0x14308).unwrap();
         assert_eq!((found.symbol, found.offset), ("cpu_number", 8));
         assert_eq!(data.locate(0xffff_ffff_c000_0008).unwrap().module, Some("drv"));
+        assert_eq!(data.locate_in_modules(0xffff_ffff_c000_0008, 16).unwrap().symbol, "sessions");
+        assert_eq!(data.locate_in_modules(0xffff_ffff_c000_0010, 16), None);
+        assert_eq!(data.locate_in_modules(0xffff_ffff_8200_0001, 16), None);
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(super) enum OnStack<'a> {
 /// All of them.
 #[derive(Default)]
 pub(super) struct Areas {
-    areas: Vec<Area>,
+    all: Vec<Area>,
     pages: FxHashMap<u64, (u32, u32)>,
     tasks: FxHashMap<u64, Task>,
     /// What describes them: `vmap_area`s, and by `vm_struct` the area's start.
@@ -94,8 +94,8 @@ impl Areas {
         self.descriptions.insert(vm, start);
         self.described_by.insert(start, vm);
         let caller = core.word(vm + layout.caller).unwrap_or(0);
-        let index = self.areas.len() as u32;
-        self.areas.push(Area { start, end, caller });
+        let index = self.all.len() as u32;
+        self.all.push(Area { start, end, caller });
         let pages = core.word(vm + layout.pages).unwrap_or(0);
         // A `long` since 7.0, an `int` before.
         let count = u64::from(core.number(vm + layout.nr_pages).unwrap_or(0));
@@ -166,7 +166,7 @@ impl Areas {
     /// The area that has a page frame, and the page's place in it.
     pub(super) fn of_frame(&self, frame: u64) -> Option<(Area, u64)> {
         let &(area, at) = self.pages.get(&frame)?;
-        Some((self.areas[area as usize], u64::from(at)))
+        Some((self.all[area as usize], u64::from(at)))
     }
 
     /// Where the kernel copies what is read from one of our files, a page at a time (`open_kcore`).

@@ -144,6 +144,9 @@ pub(super) struct Layout {
     pub(super) area: Option<AreaLayout>,
     pub(super) task: Option<TaskLayout>,
     pub(super) zone: Option<ZoneLayout>,
+    /// In `kfree_rcu_cpu` (`mm/slab_common.c`, `kernel/rcu/tree.c` until 6.13): pages that are kept for arrays of what is to
+    /// be freed.
+    pub(super) rcu_pages: Option<u64>,
 }
 
 impl Layout {
@@ -182,6 +185,7 @@ impl Layout {
             area: areas(btf, &at),
             task: task(&at),
             zone: zone(btf, &at),
+            rcu_pages: at("kfree_rcu_cpu", "bkvcache"),
         })
     }
 }

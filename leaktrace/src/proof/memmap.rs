@@ -44,7 +44,7 @@ impl MemoryMap {
                 if let Some(place) = place {
                     match runs.last_mut() {
                         Some(last) if last.to == place && last.own + (last.to - last.from) == at => {
-                            last.to += length
+                            last.to += length;
                         }
                         _ => runs.push(Run { from: place, to: place + length, own: at }),
                     }

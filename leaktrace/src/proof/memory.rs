@@ -23,6 +23,10 @@ const VMEMMAP: [(u64, u64); 2] =
     [(0xff11_0000_0000_0000, 0xffd4_0000_0000_0000), (0xffff_8880_0000_0000, 0xffff_ea00_0000_0000)];
 /// Bytes that a module's per-CPU variable may have: what lies further behind is another's.
 const MOST_OF_MODULE: u64 = 4_096;
+/// Per-CPU addresses below this are numbers like any other.
+const LEAST_PERCPU: u64 = 1 << 24;
+/// Variables of kmemleak's with the first and the last address that it knows.
+const BOUNDS: [&str; 4] = ["min_addr", "max_addr", "min_percpu_addr", "max_percpu_addr"];
 /// Elements of the kernel's lists that are followed at most.
 const MOST_LINKS: usize = 2_000_000;
 
@@ -49,7 +53,7 @@ pub(super) struct Memory {
     image: Vec<Span>,
     image_offset: u64,
     /// Of the image what kmemleak notes of the first objects (`mm/kmemleak.c`).
-    pub(super) notes: Option<Span>,
+    notes: Option<Span>,
 }
 
 impl Memory {
@@ -141,6 +145,12 @@ impl Memory {
         self.image = ranges.into_iter().map(|(first, last)| Span { start: first, end: last + 1 }).collect();
     }
 
+    /// Whether a variable is kmemleak's own.
+    pub(super) fn is_note(&self, address: u64) -> bool {
+        let bound = || self.variable_at(address).is_some_and(|place| BOUNDS.contains(&place.symbol));
+        self.notes.is_some_and(|notes| notes.contains(address) || bound())
+    }
+
     fn find_notes(&self) -> Option<Span> {
         self.data.address_of("kmemleak_enabled")?;
         let start = self.data.address_of("mem_pool")?;
@@ -185,6 +195,12 @@ impl Memory {
             .find(|&(_, percpu)| unit.contains(percpu))
     }
 
+    /// Whether a per-CPU address can be told from other numbers: small ones cannot, and those that were made from addresses of
+    /// the kernel's image, which are others' as well.
+    pub(super) fn tells_percpu(&self, address: u64) -> bool {
+        address >= LEAST_PERCPU && !self.percpu.is_some_and(|unit| unit.contains(address))
+    }
+
     /// The variable that an address lies in, and where.
     pub(super) fn variable_at(&self, address: u64) -> Option<Location<'_>> {
         self.data.locate(address)
@@ -193,10 +209,11 @@ impl Memory {
     /// The static per-CPU variable, of the kernel or a module, at a per-CPU address, and where in it that is.
     pub(super) fn static_percpu(&self, address: u64) -> Option<Location<'_>> {
         let end = self.data.address_of("__per_cpu_end").unwrap_or(0);
-        self.data.locate(address).filter(|location| match location.module {
-            Some(_) => location.offset < MOST_OF_MODULE,
-            None => address < end,
-        })
+        if address < end {
+            self.data.locate(address)
+        } else {
+            self.data.locate_in_modules(address, MOST_OF_MODULE)
+        }
     }
 
     /// Follows a `list_head` at an address: the addresses of the links, without the head.

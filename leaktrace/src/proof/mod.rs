@@ -23,13 +23,13 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::{
     areas::Areas,
     memory::Memory,
     scan::{Old, Pass, Place, What},
-    state::{Of, State},
+    state::{Link, Of, State},
     targets::{Stands, Target, Targets},
 };
 use crate::{
@@ -48,8 +48,6 @@ const LOOKS: usize = 3;
 const ASKED: usize = 3;
 /// What is asked for of a page is who points to so much around the place.
 const SMALL_PAGE: u64 = 4_096;
-/// Per-CPU addresses below this are numbers like any other.
-const LEAST_PERCPU: u64 = 1 << 24;
 
 /// What kind of memory a candidate is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +96,7 @@ pub struct Limit {
 
 impl Default for Limit {
     fn default() -> Self {
-        Self { bytes: 64 << 30, time: Duration::from_secs(60) }
+        Self { bytes: 64 << 30, time: Duration::from_mins(1) }
     }
 }
 
@@ -216,6 +214,8 @@ impl Prover {
         // A file of its own for each, because the kernel copies what is read by way of a page that the file has.
         let bulk = Kcore::open(&self.root)?;
         let count = candidates.len();
+        let mut own: Vec<Span> = candidates.iter().map(|candidate| self.own(candidate)).collect();
+        own.sort_unstable_by_key(|span| span.start);
         let mut passes: Vec<Pass> = Vec::new();
         let mut asked: Vec<Asked> = Vec::new();
         let (mut done, mut busy) = (0, Duration::ZERO);
@@ -265,7 +265,8 @@ impl Prover {
             } else {
                 next_asked(&asked, passes.len())
             };
-            asked.extend(next);
+            // Where a candidate lies, it is the candidate's.
+            asked.extend(next.into_iter().filter(|ask| !overlaps(&own, &ask.span)));
             passes.push(pass);
         }
         let states = state::states(&self.memory, &self.flags, &candidates)?;
@@ -295,6 +296,14 @@ impl Prover {
                 Kind::PerCpu => candidate.address = candidate.address.wrapping_sub(base).wrapping_add(start),
                 _ => {}
             }
+        }
+    }
+
+    /// A candidate's own memory.
+    fn own(&self, candidate: &Candidate) -> Span {
+        match candidate.kind {
+            Kind::Page => Span::new(self.memory.address(candidate.frame), candidate.bytes),
+            _ => Span::new(candidate.address, candidate.bytes),
         }
     }
 
@@ -328,12 +337,14 @@ impl Prover {
                     structs(candidate.frame, bytes, object, &mut add);
                 }
                 Kind::Area => {
-                    add(address, bytes, object, Stands::Itself);
+                    add(address, bytes, object, Stands::Area);
                     if let (Some(vm), Some(layout)) = (areas.description(address), memory.layout.area) {
-                        add(vm, layout.vm_bytes, object, Stands::Handle);
+                        add(vm, layout.vm_bytes, object, Stands::Description);
                     }
                 }
-                Kind::PerCpu if address >= LEAST_PERCPU => add(address, bytes, object, Stands::Handle),
+                Kind::PerCpu if self.memory.tells_percpu(address) => {
+                    add(address, bytes, object, Stands::Handle);
+                }
                 Kind::PerCpu => {}
             }
         }
@@ -356,11 +367,17 @@ impl Prover {
         cut_short: Option<String>,
     ) -> Proof {
         let count = candidates.len();
+        let left = left_links(candidates, states);
         let held: Vec<Vec<Option<Held>>> = passes
             .iter_mut()
             .map(|pass| {
                 pass.links.roots.truncate(count);
-                pass.links.edges.retain(|edge| (edge.to as usize) < count);
+                pass.links.edges.retain(|edge| {
+                    let link = states[edge.from as usize].link;
+                    let is_left = link.is_some_and(|link| link.at == edge.at) && edge.into == 0;
+                    let of = candidates[edge.from as usize].group;
+                    (edge.to as usize) < count && !(is_left && left.contains(&of))
+                });
                 reach::held(&pass.links)
             })
             .collect();
@@ -371,12 +388,14 @@ impl Prover {
                 (State::Free, _) => Outcome::Free,
                 (State::Mapped, _) => Outcome::Held,
                 // Its address is a number like any other.
-                _ if candidate.kind == Kind::PerCpu && candidate.address < LEAST_PERCPU => Outcome::Undecided,
+                _ if candidate.kind == Kind::PerCpu && !self.memory.tells_percpu(candidate.address) => {
+                    Outcome::Undecided
+                }
                 (State::Allocated, Fate::Orphan) => Outcome::Orphan,
                 (State::Allocated, Fate::Held) => Outcome::Held,
                 (State::Allocated, Fate::Undecided) => Outcome::Undecided,
             };
-            let old = passes.last().and_then(|pass| pass.old[index]).map(old_in_words);
+            let old = passes.last().and_then(|pass| pass.old[index]).and_then(old_in_words);
             found.push(Found { outcome, held: held.last().and_then(|held| held[index]), old });
         }
         let mut holders = FxHashMap::default();
@@ -387,11 +406,7 @@ impl Prover {
                 holders.entry(held.root.place).or_insert_with(|| self.chain(place, asked));
             }
         }
-        let mut edges = last.map(|pass| pass.links.edges).unwrap_or_default();
-        edges.retain(|edge| {
-            let (from, to) = (&states[edge.from as usize], &candidates[edge.to as usize]);
-            from.link != Some(edge.at) || edge.into != 0 || to.group != candidates[edge.from as usize].group
-        });
+        let edges = last.map(|pass| pass.links.edges).unwrap_or_default();
         Proof { found, edges, holders, cost, cut_short }
     }
 
@@ -467,6 +482,17 @@ fn of_variable(location: &Location<'_>) -> Holder {
     }
 }
 
+/// Groups in whose objects the allocator's own links are left.
+fn left_links(candidates: &[Candidate], states: &[Of]) -> FxHashSet<u32> {
+    let mut of_group: FxHashMap<u32, Vec<Link>> = FxHashMap::default();
+    for (candidate, of) in candidates.iter().zip(states) {
+        if let Some(link) = of.link.filter(|_| of.state == State::Allocated) {
+            of_group.entry(candidate.group).or_default().push(link);
+        }
+    }
+    of_group.into_iter().filter(|(_, links)| state::are_left(links)).map(|(group, _)| group).collect()
+}
+
 /// A holder whose holder is asked for.
 struct Asked {
     span: Span,
@@ -506,6 +532,12 @@ fn next_asked(asked: &[Asked], since: usize) -> Vec<Asked> {
     unique(latest.filter_map(|ask| span(ask.held_by.as_ref()?)).filter(|span| !known(span)), since)
 }
 
+/// Whether a span overlaps one of some others, which are sorted.
+fn overlaps(spans: &[Span], span: &Span) -> bool {
+    let after = spans.partition_point(|other| other.start < span.end);
+    after.checked_sub(1).is_some_and(|at| spans[at].end > span.start)
+}
+
 /// Without those that are there twice or overlap: a place may have been freed and given out again.
 fn unique(spans: impl Iterator<Item = Span>, since: usize) -> Vec<Asked> {
     let mut spans: Vec<Span> = spans.collect();
@@ -514,12 +546,11 @@ fn unique(spans: impl Iterator<Item = Span>, since: usize) -> Vec<Asked> {
     spans.into_iter().map(|span| Asked { span, held_by: None, since }).collect()
 }
 
-fn old_in_words(old: Old) -> &'static str {
+/// Old pointers that kmemleak takes for references (`kmemleak_scan` of `mm/kmemleak.c`): it leaves out what is free.
+fn old_in_words(old: Old) -> Option<&'static str> {
     match old {
-        Old::Sheaf => "a sheaf of free objects",
-        Old::Stack => "an unused part of a stack",
-        Old::FreeObject => "a free object",
-        Old::FreePage => "a free page",
-        Old::Bookkeeping => "the allocator's own notes",
+        Old::Sheaf => Some("a sheaf of free objects"),
+        Old::Stack => Some("an unused part of a stack"),
+        Old::FreeObject | Old::FreePage | Old::Bookkeeping => None,
     }
 }

@@ -149,6 +149,8 @@ struct Scan<'a> {
     slabs: Slabs<'a>,
     areas: &'a Areas,
     map: MemoryMap,
+    /// Pages in which the kernel notes stack traces.
+    stacks: FxHashSet<u64>,
     /// Pages that reading itself goes by.
     buffers: Vec<u64>,
     free: (Instant, FxHashSet<u64>),
@@ -188,6 +190,7 @@ pub(super) fn pass(
         slabs: Slabs::new(memory),
         areas,
         map: MemoryMap::read(memory),
+        stacks: free_pages::of_stack_depot(memory),
         buffers: [bulk, &memory.core]
             .iter()
             .filter_map(|file| areas.buffer_of(memory, file.descriptor()))
@@ -344,9 +347,12 @@ impl Scan<'_> {
             Whose::Copy => {}
             // No page and offset: these are the allocators' own lists, and other numbers.
             Whose::Root(What::StructPage(_)) if by_page => {}
-            Whose::Root(What::Object { cache, .. }) if by_page && cache == NODES => {}
+            Whose::Root(What::Object { ref cache, .. }) if by_page && cache == NODES => {}
             // What describes an area is no use of it.
-            Whose::Root(What::Object { start, .. }) if self.areas.is_description(start, word) => {
+            Whose::Root(What::Object { start, ref cache, .. })
+                if matches!(pointed.stands, Stands::Area | Stands::Description)
+                    && (cache == AREAS || self.areas.is_description(start, word)) =>
+            {
                 self.pass.old[object].get_or_insert(Old::Bookkeeping);
             }
             Whose::Candidate(from, at) => {
@@ -358,7 +364,9 @@ impl Scan<'_> {
                 }
             }
             Whose::Old(old) => {
-                self.pass.old[object].get_or_insert(old);
+                // What misleads others comes first.
+                let known = &mut self.pass.old[object];
+                *known = Some(known.map_or(old, |known| known.min(old)));
             }
             Whose::Root(what) => self.root(pointed, Place { address, what, by_page }),
         }
@@ -400,15 +408,24 @@ impl Scan<'_> {
         if let Some(pointed) = self.targets.pointed_to(address)
             && pointed.object < self.candidates
         {
-            return Whose::Candidate(pointed.object, pointed.offset);
+            // The allocator's own array of free objects may be a candidate, too.
+            let sheaf = pointed.stands == Stands::Itself && self.slabs.is_sheaf(address - pointed.offset);
+            return if sheaf {
+                Whose::Old(Old::Sheaf)
+            } else {
+                Whose::Candidate(pointed.object, pointed.offset)
+            };
         }
         let frame = self.memory.frame(address);
         let index = (frame - self.chunk.first) as usize;
-        if self.chunk.flags[index] & SLAB != 0 {
+        if self.chunk.heads.is_empty() {
+            self.find_heads();
+        }
+        if self.chunk.heads[index].is_some() || self.chunk.flags[index] & SLAB != 0 {
             return self.in_slab(address, index).unwrap_or(Whose::Root(What::Page));
         }
         if let Some(variable) = self.memory.in_image(address) {
-            return if self.memory.notes.is_some_and(|notes| notes.contains(variable)) {
+            return if self.memory.is_note(variable) {
                 Whose::Old(Old::Bookkeeping)
             } else {
                 Whose::Root(What::Variable(variable))
@@ -429,11 +446,11 @@ impl Scan<'_> {
             let inside = area.start + page * self.memory.page_bytes + address % self.memory.page_bytes;
             return self.in_area(area, inside);
         }
-        let words = (self.memory.layout.page.size / 8) as usize;
-        let refcount = self.chunk.pages[index * words + self.memory.layout.page.refcount as usize / 8];
-        let unused = refcount >> (self.memory.layout.page.refcount % 8 * 8) & 0xffff_ffff == 0;
-        if unused && self.is_free(frame) {
+        if self.is_free(frame) {
             return Whose::Old(Old::FreePage);
+        }
+        if self.stacks.contains(&frame) {
+            return Whose::Old(Old::Bookkeeping);
         }
         Whose::Root(What::Page)
     }
@@ -487,9 +504,6 @@ impl Scan<'_> {
     }
 
     fn in_slab(&mut self, address: u64, index: usize) -> Option<Whose> {
-        if self.chunk.heads.is_empty() {
-            self.find_heads();
-        }
         let head = self.chunk.heads[index]?;
         let base = self.memory.address(self.chunk.first + u64::from(head));
         if self.slab.as_ref().is_none_or(|slab| slab.base != base) {
@@ -500,7 +514,7 @@ impl Scan<'_> {
         let slab = self.slab.as_ref()?;
         let cache = self.slabs.cache(slab.cache)?.clone();
         let (start, free) = slab.object_at(&cache, address)?;
-        Some(if blame::is_bookkeeping(&cache.name) || cache.name == AREAS {
+        Some(if blame::is_bookkeeping(&cache.name) {
             Whose::Old(Old::Bookkeeping)
         } else if free {
             Whose::Old(Old::FreeObject)

@@ -7,6 +7,9 @@ use anyhow::Result;
 use super::{Candidate, Kind, free_pages, memory::Memory, slabs::Slabs};
 use crate::proc::kpageflags::{BUDDY, COMPOUND_TAIL, LRU, MMAP, NOPAGE, PGTABLE, PageFlags, SLAB};
 
+/// Slabs, and objects in each on average, without which nothing is said of what is left.
+const FEWEST_SLABS: usize = 3;
+const FEWEST_IN_SLAB: usize = 4;
 /// Pages that a slab has at most.
 const MOST_PAGES: u64 = 1_024;
 
@@ -24,9 +27,45 @@ pub(super) enum State {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Of {
     pub(super) state: State,
-    /// Where in it the allocator keeps a plain pointer to the next free object while it is free: what is allocated next
-    /// finds it there.
-    pub(super) link: Option<u64>,
+    /// What may be left in it of the time when it was free.
+    pub(super) link: Option<Link>,
+}
+
+/// The word at which the allocator has a plain pointer to the next free object while an object is free: what is
+/// allocated next finds it there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Link {
+    /// Where in the object.
+    pub(super) at: u64,
+    /// The slab.
+    pub(super) slab: u64,
+    /// What the word is.
+    pub(super) is: Left,
+}
+
+/// What a word is that may be left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Zero, as in the last free object of a list.
+    Nothing,
+    /// The address of an object of the same slab.
+    Neighbour,
+    /// Anything else: somebody has written there.
+    Other,
+}
+
+/// Whether the words of many objects of one kind are what the allocator has left there, and no links of theirs: none
+/// leads out of its slab, and hardly one is zero. Chains of objects would lead from slab to slab if they are long, and end in
+/// many zeros if they are short.
+pub(super) fn are_left(links: &[Link]) -> bool {
+    let mut slabs: Vec<u64> = links.iter().map(|link| link.slab).collect();
+    slabs.sort_unstable();
+    slabs.dedup();
+    let count = |is: Left| links.iter().filter(|link| link.is == is).count();
+    slabs.len() >= FEWEST_SLABS
+        && links.len() >= slabs.len() * FEWEST_IN_SLAB
+        && count(Left::Other) == 0
+        && count(Left::Nothing) <= slabs.len() + 1
 }
 
 /// Looks up the state of each candidate.
@@ -49,10 +88,11 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
         states[index].state = if of_page & (BUDDY | NOPAGE | others) != 0 || free.contains(&frame) {
             State::Free
         } else if candidate.kind == Kind::Slab {
-            if of_page & SLAB == 0 {
+            let (head, of_head) = head(flags, frame, of_page)?;
+            if of_head & SLAB == 0 {
                 State::Free
             } else {
-                by_slab.entry(head(flags, frame, of_page)?).or_default().push(index);
+                by_slab.entry(head).or_default().push(index);
                 State::Allocated
             }
         } else if of_page & MMAP != 0 {
@@ -71,7 +111,16 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
             if is_free {
                 states[index].state = State::Free;
             }
-            states[index].link = cache.plain_link();
+            states[index].link = cache.plain_link().and_then(|at| {
+                let word = memory.core.word(candidates[index].address + at).ok()?;
+                let neighbour = slab.object_at(&cache, word).is_some_and(|(start, _)| start == word);
+                let is = match word {
+                    0 => Left::Nothing,
+                    _ if neighbour => Left::Neighbour,
+                    _ => Left::Other,
+                };
+                Some(Link { at, slab: slab.base, is })
+            });
         }
     }
     Ok(states)
@@ -83,13 +132,41 @@ fn one(flags: &PageFlags, frame: u64) -> Result<u64> {
     Ok(one[0])
 }
 
-/// The first page of the slab that a page is in.
-fn head(flags: &PageFlags, frame: u64, of_page: u64) -> Result<u64> {
+/// The first page of the slab that a page is in, and its flags.
+fn head(flags: &PageFlags, frame: u64, of_page: u64) -> Result<(u64, u64)> {
     let mut at = frame;
     let mut of_page = of_page;
     while of_page & COMPOUND_TAIL != 0 && at > frame.saturating_sub(MOST_PAGES) {
         at -= 1;
         of_page = one(flags, at)?;
     }
-    Ok(at)
+    Ok((at, of_page))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Objects in slabs of eight; what each has by its number.
+    fn links(objects: u64, is: impl Fn(u64) -> Left) -> Vec<Link> {
+        (0..objects).map(|object| Link { at: 128, slab: object / 8 * 4_096, is: is(object) }).collect()
+    }
+
+    #[test]
+    fn what_the_allocator_left_is_told_from_chains() {
+        let left = |object: u64| if object % 8 == 7 { Left::Nothing } else { Left::Neighbour };
+        assert!(are_left(&links(64, left)));
+        // Too few to say.
+        assert!(!are_left(&links(16, left)));
+        // Pairs: every other one ends.
+        assert!(!are_left(&links(64, |object| if object % 2 == 1 {
+            Left::Nothing
+        } else {
+            Left::Neighbour
+        })));
+        // One long list: it leads from slab to slab.
+        assert!(!are_left(&links(64, |object| if object % 8 == 7 { Left::Other } else { Left::Neighbour })));
+        // Written over.
+        assert!(!are_left(&links(64, |_| Left::Other)));
+    }
 }

@@ -16,8 +16,11 @@ const FILTER_SHIFT: u32 = 12;
 pub(super) enum Stands {
     /// It is the object's memory.
     Itself,
-    /// It is what the kernel has for the object: the `struct page`s of one that has pages to itself, the `vm_struct` of an
-    /// area, the per-CPU address.
+    /// It is the object's memory, and that is an area of vmalloc.
+    Area,
+    /// It is the `vm_struct` of an area.
+    Description,
+    /// It is what the kernel has for the object: the `struct page`s of one that has pages to itself, the per-CPU address.
     Handle,
     /// It is the `struct page` of one page at this address, in which objects lie that are pointed to by page and offset
     /// (`struct scatterlist`, `struct bio_vec`).
@@ -46,7 +49,7 @@ pub(super) struct Pointed {
 
 /// All targets.
 pub(super) struct Targets {
-    targets: Vec<Target>,
+    all: Vec<Target>,
     /// First addresses, and how many there are from them on: of all of them together, and of each.
     whole: (u64, u64),
     ranges: [(u64, u64); RANGES],
@@ -69,7 +72,7 @@ impl Targets {
         let used = || ranges.iter().filter(|(_, length)| *length > 0);
         let start = used().map(|(start, _)| *start).min().unwrap_or(0);
         let end = used().map(|(start, length)| start + length).max().unwrap_or(start);
-        Self { targets, whole: (start, end - start), ranges, filter }
+        Self { all: targets, whole: (start, end - start), ranges, filter }
     }
 
     /// Whether any of some words may point to a target at all.
@@ -95,8 +98,8 @@ impl Targets {
         if self.filter[bit / 64] >> (bit % 64) & 1 == 0 {
             return None;
         }
-        let after = self.targets.partition_point(|target| target.span.start <= word);
-        let target = self.targets[after.checked_sub(1)?];
+        let after = self.all.partition_point(|target| target.span.start <= word);
+        let target = self.all[after.checked_sub(1)?];
         target.span.contains(word).then(|| Pointed {
             object: target.object,
             offset: word - target.span.start,
@@ -108,7 +111,7 @@ impl Targets {
     /// The object whose own memory an address lies in.
     pub(super) fn object_at(&self, address: u64) -> Option<(u32, u64)> {
         self.pointed_to(address)
-            .filter(|pointed| pointed.stands == Stands::Itself)
+            .filter(|pointed| matches!(pointed.stands, Stands::Itself | Stands::Area))
             .map(|pointed| (pointed.object, pointed.offset))
     }
 }

@@ -16,7 +16,7 @@ pub fn headline(report: &Report) -> Headline {
     let (leaks, suspects) = (of("leak"), of("suspect"));
     let window = report.window.duration_s;
     let floor = verdict::detection_floor(window, report.window.min_age_s, report.coverage.sampling);
-    let rate: f64 = leaks.iter().map(|leak| leak.growth.bytes_per_s).sum();
+    let rate: f64 = leaks.iter().map(|leak| leak.growth.bytes_per_s.max(0.0)).sum();
     let available = report.memory.get("MemAvailable").map(|memory| memory.after_kb as f64 * 1_024.0);
     let lasts = available.filter(|_| rate > 0.0).map(|available| available / rate);
     let known = report.findings.iter().filter(|finding| finding.known).count();
@@ -67,23 +67,24 @@ fn leaking(first: &Finding, leaks: &[&Finding], rate: f64, lasts: Option<f64>) -
         .map(|seconds| format!(" At this rate memory lasts {}.", lasts_in_words(seconds)))
         .unwrap_or_default();
     let place = |finding: &Finding| escape(&finding.responsible.label()).into_owned();
-    if let [only] = leaks {
-        return format!(
-            "{} leaks {}/s in {} at {}.{lasts}",
-            escape(&first.module),
-            units::bytes(only.growth.bytes_per_s),
-            escape(&only.cache),
-            place(only)
-        );
-    }
+    let what = if first.growth.bytes_per_s > 0.0 {
+        format!("leaks {}/s", units::bytes(first.growth.bytes_per_s))
+    } else {
+        // It does not grow at present, but nothing has it any more.
+        format!("has lost {}", units::bytes(first.survivors.bytes as f64))
+    };
+    let others = match leaks.len() - 1 {
+        0 => String::new(),
+        more if rate > 0.0 => {
+            format!("; with {} it is {}/s", units::plural(more, "more leak"), units::bytes(rate))
+        }
+        more => format!("; there are {}", units::plural(more, "more leak")),
+    };
     format!(
-        "{} leaks {}/s in {} at {}; with {} it is {}/s.{lasts}",
+        "{} {what} in {} at {}{others}.{lasts}",
         escape(&first.module),
-        units::bytes(first.growth.bytes_per_s),
         escape(&first.cache),
-        place(first),
-        units::plural(leaks.len() - 1, "more leak"),
-        units::bytes(rate)
+        place(first)
     )
 }
 

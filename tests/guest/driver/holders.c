@@ -42,12 +42,15 @@ static void **in_area, **in_page;
 static struct scatterlist *in_list;
 static unsigned int data_count, percpu_count, area_count, in_page_count, list_count;
 
-/* Each function has its own call site; `place` is evaluated for each object. */
+/*
+ * What is held is zeroed: old content of live memory would be references to what is lost, and no tool could tell.
+ * Each function has its own call site; `place` is evaluated for each object.
+ */
 #define HOLD(name, size, count, most, place)				\
 static noinline int name##_leak(unsigned int n)				\
 {									\
 	for (; n && count < (most); n--, count++) {			\
-		void *object = kmalloc(size, GFP_KERNEL);		\
+		void *object = kzalloc(size, GFP_KERNEL);		\
 									\
 		if (!object)						\
 			return -ENOMEM;					\
@@ -66,7 +69,7 @@ HOLD(held_page, 630, in_page_count, MOST, &in_page[in_page_count])
 static noinline int held_list_leak(unsigned int n)
 {
 	for (; n && list_count < FEW; n--, list_count++) {
-		void *object = kmalloc(640, GFP_KERNEL);
+		void *object = kzalloc(640, GFP_KERNEL);
 
 		if (!object)
 			return -ENOMEM;
@@ -81,7 +84,14 @@ static struct task_struct *sleeper;
 static struct completion slept;
 static unsigned int stack_wanted;
 
-static noinline void *stack_object(void) { return kmalloc(650, GFP_KERNEL); }
+static noinline void *stack_object(void)
+{
+	void *object = kzalloc(650, GFP_KERNEL);
+
+	/* No tail call: this function is the call site. */
+	OPTIMIZER_HIDE_VAR(object);
+	return object;
+}
 
 static int sleep_with_objects(void *unused)
 {
@@ -138,7 +148,13 @@ struct part {
 	char data[300];
 };
 
-static noinline struct part *lost_part(void) { return kzalloc(sizeof(struct part), GFP_KERNEL); }
+static noinline struct part *lost_part(void)
+{
+	struct part *part = kzalloc(sizeof(*part), GFP_KERNEL);
+
+	OPTIMIZER_HIDE_VAR(part);
+	return part;
+}
 
 static noinline int lost_whole_leak(unsigned int n)
 {

@@ -42,7 +42,7 @@ static LIST_HEAD(sessions);
 static noinline int unbounded_list_leak(unsigned int n)
 {
 	while (n--) {
-		struct session *session = kmalloc(sizeof(*session), GFP_KERNEL);
+		struct session *session = kzalloc(sizeof(*session), GFP_KERNEL);
 
 		if (!session)
 			return -ENOMEM;
@@ -101,7 +101,7 @@ static unsigned int pooled;
 static noinline int pool_balanced(unsigned int n)
 {
 	for (; pooled < n && pooled < POOL; pooled++) {
-		pool[pooled] = kmalloc(820, GFP_KERNEL);
+		pool[pooled] = kzalloc(820, GFP_KERNEL);
 		if (!pool[pooled])
 			return -ENOMEM;
 	}

@@ -16,8 +16,6 @@ use serde_json::Value;
 
 use super::trace::{LEAKTRACE, Trace, items, number, owner};
 
-/// Each time the driver is loaded anew, and leaks other numbers.
-const RUNS: u64 = 2;
 const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
 
 /// Paths that lose what they allocate, the function that does, and objects at least.
@@ -37,7 +35,7 @@ const HELD: [(&str, &str, u64, &str); 7] = [
     ("held_area", "held_area_leak", 120, "in_area+0x0 [leakdrv]"),
     ("held_page", "held_page_leak", 120, "in_page+0x0 [leakdrv]"),
     ("held_list", "held_list_leak", 40, "in_list+0x0 [leakdrv]"),
-    ("held_stack", "sleep_with_objects", 40, "the stack of leakdrv-sleeper"),
+    ("held_stack", "stack_object", 40, "the stack of leakdrv-sleeper"),
     ("unbounded_list", "unbounded_list_leak", 100, "sessions"),
 ];
 /// Lost structures: a head and four parts.
@@ -46,19 +44,18 @@ const WHOLE: u64 = 20;
 /// called lost, ever.
 const MISSED: u64 = 3;
 
-/// Proves, some times.
+/// Proves; with other numbers in each machine.
 pub fn test() -> Result<bool> {
-    let mut good = true;
-    for run in 0..RUNS {
-        driver::load(0)?;
-        good &= once(run)?;
-        driver::unload()?;
-    }
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let seed = boot.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    driver::load(0)?;
+    let good = once(seed)?;
+    driver::unload()?;
     Ok(good)
 }
 
-fn once(run: u64) -> Result<bool> {
-    let more = |base: u64| base + run * 37 % 50;
+fn once(seed: u64) -> Result<bool> {
+    let more = |base: u64| base + seed % 50;
     let kmemleak = Path::new(KMEMLEAK).exists();
     // With all stacks, so that pages are told apart.
     let args = ["--prove", "--overhead", "100", "--kmemleak"];
@@ -121,10 +118,10 @@ fn lost(report: &Value, function: &str, objects: u64) -> Result<bool> {
     let finding = finding(report, function)?;
     let side = &finding["proof"]["reachability"];
     let orphans = number(&side["orphans"]);
+    // Early per-CPU addresses are numbers like any other.
+    let untold = function == "percpu_leak" && number(&side["undecided"]) == objects;
     let right = number(&side["candidates"]) == objects
-        && orphans + MISSED >= objects
-        && orphans <= objects
-        && finding["verdict"] == "leak";
+        && (untold || orphans + MISSED >= objects && orphans <= objects && finding["verdict"] == "leak");
     println!("  {function:<20} {orphans} of {objects} unreachable{}", mark(right));
     if orphans < objects {
         println!("    {} {}", side["holders"], side["free"]);
@@ -201,8 +198,11 @@ fn saved(report: &Value) -> Result<bool> {
     let again: Value = serde_json::from_slice(&output.stdout)?;
     let count = |report: &Value, fate: &str| fates(report).values().filter(|is| *is == fate).count();
     let (before, after) = (count(report, "orphan"), count(&again, "orphan"));
-    let right = after > 0 && before.abs_diff(after) <= MISSED as usize * 2;
+    let right = after * 10 >= before * 9 && after <= before + MISSED as usize * 2;
     println!("  by a saved report: {after} unreachable, {before} before{}", mark(right));
+    if !right {
+        println!("    {} {:?}", again["reachability"], fates(&again).values().take(20).collect::<Vec<_>>());
+    }
     // Of another boot the addresses mean nothing.
     let mut other = report.clone();
     other["machine"]["boot_id"] = "another".into();
@@ -223,14 +223,23 @@ fn listed(report: &Value) -> Result<bool> {
         .filter_map(|line| Some(format!("0x{}", line.split(' ').next()?)))
         .collect();
     let fates = fates(report);
+    let all = fates.values().filter(|fate| *fate == "orphan").count();
     let traced: Vec<(&String, &String)> =
         listed.iter().filter_map(|address| fates.get_key_value(address)).collect();
     let orphans = traced.iter().filter(|(_, fate)| *fate == "orphan").count();
-    let all = fates.values().filter(|fate| *fate == "orphan").count();
-    let right = orphans == traced.len() && !traced.is_empty();
+    // What only a page has, or only a page and an offset lead to, is held, and kmemleak cannot see it.
+    let known = ["held_list_leak", "held_page_leak"].map(|function| {
+        let objects = finding(report, function).map(|finding| items(&finding["objects"]).collect::<Vec<_>>());
+        let listed =
+            |object: &&Value| object["address"].as_str().is_some_and(|address| listed.contains(address));
+        objects.unwrap_or_default().into_iter().filter(listed).count()
+    });
+    let right = orphans + known[0] + known[1] == traced.len() && orphans > 0;
     println!(
-        "  kmemleak lists {} of these, {orphans} of them unreachable here, of {all}{}",
+        "  kmemleak lists {} of these: {orphans} are unreachable here, of {all}; {} are held by page and offset, {} by a page{}",
         traced.len(),
+        known[0],
+        known[1],
         mark(right)
     );
     let old: BTreeSet<String> = items(&report["findings"])

@@ -142,7 +142,7 @@ impl Qemu {
             .arg(machine.image)
             .arg("-initrd")
             .arg(machine.initramfs)
-            .args(["-append", "console=ttyS0 panic=-1 quiet"]);
+            .args(["-append", "console=ttyS0 panic=-1 quiet init_on_alloc=1"]);
         // Whoever ends us early ends the guest, too.
         // SAFETY: prctl is a plain system call, which is what the time between fork and exec allows.
         unsafe {

@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn rests_as_long_as_there_is_time() {
         let second = Duration::from_secs(1);
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         // A quarter of a core: three times as long as it worked.
         assert_eq!(rest(0.25, second, second, (100, 200), minute), second * 3);
         // 40 s of work in 54 s: only a third of a rest.
