@@ -252,3 +252,32 @@ fn check_says_why_tracing_cannot_work() {
     assert_eq!(answer["usable"], false);
     assert!(answer["reason"].as_str().unwrap().contains("too old"), "{answer:#}");
 }
+
+/// Where memory cannot be read, a trace goes on without, and `prove` is refused.
+#[test]
+fn without_kcore_nothing_is_proven() {
+    require_root();
+    let _turn = turn();
+    let traced = with_mounts(
+        "test ! -e /proc/kcore || mount --bind /dev/null /proc/kcore",
+        &["--duration", "1s", "--prove", "--format", "json"],
+    );
+    let stderr = String::from_utf8_lossy(&traced.stderr);
+    assert!(traced.status.success(), "{stderr}");
+    assert!(stderr.contains("nothing can be proven: memory cannot be looked at: "), "{stderr}");
+    let report: serde_json::Value = serde_json::from_slice(&traced.stdout).expect("it is JSON");
+    let error = report["reachability"]["error"].as_str().expect("it is told");
+    assert!(error.contains("/proc/kcore"), "{error}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("report.json");
+    fs::write(&path, &traced.stdout).expect("a file");
+    let path = path.to_str().expect("a plain name");
+    refused(&leaktrace_tests::run(["prove", path]), 1, &["lists no objects of a leak or a suspect"]);
+    refused(&leaktrace_tests::run(["prove", "/nonexistent"]), 1, &["cannot read the report"]);
+    refused(&leaktrace_tests::run(["--prove-limit", "5m"]), 2, &["--prove"]);
+    refused(
+        &leaktrace_tests::run(["prove", "--prove-limit", "5x", path]),
+        2,
+        &["a size like 64GiB or a time like 60s"],
+    );
+}

@@ -12,10 +12,13 @@ const LIST: &str = "/sys/kernel/debug/kmemleak";
 /// Objects of each leak while it is traced, and before.
 const OBJECTS: u64 = 200;
 const BEFORE: u64 = 150;
-/// kmemleak misses those that an old pointer is left to, on a stack or in the allocator's own lists, and all that these in
-/// turn have old pointers to: with or without us, from none to most of them. Of a tracer that keeps addresses it lists
+/// kmemleak misses those that an old pointer is left to, on a stack: hardly one where what is allocated is zeroed...
+const MISSED: u64 = OBJECTS / 20;
+/// ...but in the sheaves of newer kernels there are more, with or without us. Of a tracer that keeps addresses it lists
 /// nothing until the trace has ended, and then so many at once.
 const BLINDED: u64 = OBJECTS / 2;
+/// Where a kernel has sheaves for all caches.
+const SHEAVES: &str = "/sys/kernel/slab/kmalloc-256/sheaf_capacity";
 
 /// What the report says of kmemleak and a function: in both, only here, only there.
 fn side(report: &Value, function: &str) -> Option<(u64, u64, u64)> {
@@ -72,7 +75,8 @@ pub fn test() -> Result<bool> {
     for (function, after) in ["kmalloc_leak", "cache_leak"].into_iter().zip(after) {
         let (both, here, there) = side(&report, function).context("it is no finding")?;
         // All that kmemleak lists of them is live here.
-        let blinded = both == 0 && after >= BLINDED;
+        let sheaves = Path::new(SHEAVES).exists();
+        let blinded = if sheaves { both == 0 && after >= BLINDED } else { both + MISSED < OBJECTS };
         let right = !blinded && both + here == OBJECTS && there == 0;
         good &= right;
         println!(

@@ -194,6 +194,10 @@ pub(super) fn open(
         return (Vec::new(), Vec::new());
     }
     let (mut open, mut settle) = (Vec::new(), Vec::new());
+    if judged.evidence.proven.is_none() && judged.evidence.seen > 0 {
+        let filter = module.map(|module| format!(" --module {module}")).unwrap_or_default();
+        settle.push(format!("leaktrace --prove{filter}   (does anything point to them, and what?)"));
+    }
     for reason in judged.evidence.open() {
         let (why, how) = one(&reason, judged, snapshot, call_site, module);
         open.push(why);
