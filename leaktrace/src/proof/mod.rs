@@ -9,9 +9,11 @@
 
 mod areas;
 mod free_pages;
+mod holders;
 mod layout;
 mod memmap;
 mod memory;
+mod place;
 mod scan;
 mod slabs;
 mod state;
@@ -27,8 +29,10 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::{
     areas::Areas,
+    holders::{Asked, first_asked, next_asked, overlaps},
     memory::Memory,
-    scan::{Old, Pass, Place, What},
+    place::Old,
+    scan::Pass,
     state::{Link, Of, State},
     targets::{Stands, Target, Targets},
 };
@@ -37,17 +41,12 @@ use crate::{
         linkage::Span,
         reach::{self, Edge, Fate, Held},
     },
-    kernel::symbols::Location,
     proc::{kcore::Kcore, kpageflags::PageFlags},
     units,
 };
 
 /// Looks at most: two decide, and each names one more step of who holds what.
 const LOOKS: usize = 3;
-/// Places of each group of candidates whose holders are asked for in the next look.
-const ASKED: usize = 3;
-/// What is asked for of a page is who points to so much around the place.
-const SMALL_PAGE: u64 = 4_096;
 
 /// What kind of memory a candidate is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -409,77 +408,6 @@ impl Prover {
         let edges = last.map(|pass| pass.links.edges).unwrap_or_default();
         Proof { found, edges, holders, cost, cut_short }
     }
-
-    /// Who holds at a place, and who holds that.
-    fn chain(&self, place: &Place, asked: &[Asked]) -> Vec<Holder> {
-        let mut chain = vec![self.holder(place)];
-        let mut at = place;
-        while chain.len() < LOOKS {
-            let of = span(at).and_then(|span| asked.iter().find(|ask| ask.span == span));
-            let Some(next) = of.and_then(|ask| ask.held_by.as_ref()) else { break };
-            chain.push(self.holder(next));
-            at = next;
-        }
-        chain
-    }
-
-    fn holder(&self, place: &Place) -> Holder {
-        let mut holder = match &place.what {
-            What::Variable(address) => match self.memory.variable_at(*address) {
-                Some(location) => of_variable(&location),
-                None => Holder { what: format!("kernel data at {address:#x}"), ..Holder::default() },
-            },
-            What::PerCpu { cpu, address } => {
-                let variable = self.memory.static_percpu(*address).map(|location| of_variable(&location));
-                let known = variable.unwrap_or_else(|| Holder {
-                    what: format!("memory at {address:#x}"),
-                    ..Holder::default()
-                });
-                Holder {
-                    what: format!("per-CPU {}", known.what),
-                    suffix: format!("{} of CPU {cpu}", known.suffix),
-                    ..known
-                }
-            }
-            What::Object { cache, start, .. } => Holder {
-                what: format!("{cache} object"),
-                at: Some(place.address - start),
-                object: Some(*start),
-                ..Holder::default()
-            },
-            What::Area { area, address } => Holder {
-                what: "vmalloc area".to_owned(),
-                at: Some(address - area.start),
-                object: Some(area.start),
-                caller: Some(area.caller).filter(|&at| at != 0),
-                ..Holder::default()
-            },
-            What::Stack { pid, comm } => {
-                Holder { what: format!("the stack of {comm} ({pid})"), ..Holder::default() }
-            }
-            What::StructPage(frame) => {
-                Holder { what: format!("the struct page of frame {frame:#x}"), ..Holder::default() }
-            }
-            What::Page => Holder {
-                what: "page of the kernel".to_owned(),
-                object: Some(self.memory.page(self.memory.frame(place.address))),
-                ..Holder::default()
-            },
-        };
-        if place.by_page {
-            holder.suffix.push_str(", by page and offset");
-        }
-        holder
-    }
-}
-
-fn of_variable(location: &Location<'_>) -> Holder {
-    Holder {
-        what: location.symbol.to_owned(),
-        at: Some(location.offset),
-        suffix: location.module.map(|module| format!(" [{module}]")).unwrap_or_default(),
-        ..Holder::default()
-    }
 }
 
 /// Groups in whose objects the allocator's own links are left.
@@ -491,59 +419,6 @@ fn left_links(candidates: &[Candidate], states: &[Of]) -> FxHashSet<u32> {
         }
     }
     of_group.into_iter().filter(|(_, links)| state::are_left(links)).map(|(group, _)| group).collect()
-}
-
-/// A holder whose holder is asked for.
-struct Asked {
-    span: Span,
-    held_by: Option<Place>,
-    /// The look that found it.
-    since: usize,
-}
-
-/// The object that a place is in, if that is one.
-fn span(place: &Place) -> Option<Span> {
-    match &place.what {
-        What::Object { start, bytes, .. } => Some(Span::new(*start, *bytes)),
-        What::Area { area, .. } => Some(Span { start: area.start, end: area.end }),
-        What::Page => Some(Span::new(place.address / SMALL_PAGE * SMALL_PAGE, SMALL_PAGE)),
-        _ => None,
-    }
-}
-
-/// Of each group of candidates the objects that hold most of them.
-fn first_asked(pass: &Pass, candidates: &[Candidate]) -> Vec<Asked> {
-    let mut of_group: FxHashMap<u32, Vec<Span>> = FxHashMap::default();
-    for (candidate, place) in candidates.iter().zip(&pass.places) {
-        let spans = of_group.entry(candidate.group).or_default();
-        if let Some(span) = place.as_ref().and_then(span)
-            && spans.len() < ASKED
-            && !spans.contains(&span)
-        {
-            spans.push(span);
-        }
-    }
-    unique(of_group.into_values().flatten(), 0)
-}
-
-fn next_asked(asked: &[Asked], since: usize) -> Vec<Asked> {
-    let known = |span: &Span| asked.iter().any(|ask| ask.span == *span);
-    let latest = asked.iter().filter(|ask| ask.since + 1 == since);
-    unique(latest.filter_map(|ask| span(ask.held_by.as_ref()?)).filter(|span| !known(span)), since)
-}
-
-/// Whether a span overlaps one of some others, which are sorted.
-fn overlaps(spans: &[Span], span: &Span) -> bool {
-    let after = spans.partition_point(|other| other.start < span.end);
-    after.checked_sub(1).is_some_and(|at| spans[at].end > span.start)
-}
-
-/// Without those that are there twice or overlap: a place may have been freed and given out again.
-fn unique(spans: impl Iterator<Item = Span>, since: usize) -> Vec<Asked> {
-    let mut spans: Vec<Span> = spans.collect();
-    spans.sort_unstable_by_key(|span| span.start);
-    spans.dedup_by(|next, before| next.start < before.end);
-    spans.into_iter().map(|span| Asked { span, held_by: None, since }).collect()
 }
 
 /// Old pointers that kmemleak takes for references (`kmemleak_scan` of `mm/kmemleak.c`): it leaves out what is free.

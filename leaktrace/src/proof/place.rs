@@ -1,0 +1,241 @@
+//! Whose a place in memory is, and whether what lies there counts.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    areas::{Area, OnStack},
+    free_pages,
+    scan::Scan,
+    targets::Stands,
+};
+use crate::{
+    analysis::blame,
+    proc::kpageflags::{BUDDY, COMPOUND_TAIL, SLAB},
+};
+
+/// Pages of the largest slabs (`slab_max_order`).
+const SLAB_PAGES: u64 = 8;
+/// What describes areas that are free.
+pub(super) const AREAS: &str = "vmap_area";
+/// A CPU's stack for entries (`arch/x86/kernel/cpu/common.c`).
+const ENTRY_STACK: &str = "entry_stack_storage";
+/// The CPUs' free pages are looked up again after this time.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// Where a pointer was found, and what that is.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// In the direct map.
+    pub(super) address: u64,
+    pub(super) what: What,
+    /// Whether the pointer is one to the page, with the offset beside it.
+    pub(super) by_page: bool,
+}
+
+/// What a place is.
+#[derive(Clone, Debug)]
+pub(super) enum What {
+    /// A variable of the kernel or of a module, at this address.
+    Variable(u64),
+    /// Per-CPU memory.
+    PerCpu { cpu: usize, address: u64 },
+    /// A slab object.
+    Object { cache: String, start: u64, bytes: u64 },
+    /// An area of vmalloc, and the place's address in it.
+    Area { area: Area, address: u64 },
+    /// A thread's stack.
+    Stack { pid: u32, comm: String },
+    /// The `struct page` of a page frame.
+    StructPage(u64),
+    /// Another page of the kernel.
+    Page,
+}
+
+impl What {
+    /// The lower, the more it says.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Variable(_) => 0,
+            Self::PerCpu { .. } => 1,
+            Self::Object { .. } => 2,
+            Self::Area { .. } => 3,
+            Self::Stack { .. } => 4,
+            Self::Page => 5,
+            Self::StructPage(_) => 6,
+        }
+    }
+}
+
+/// Memory that nobody uses any more, with an old pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Old {
+    Sheaf,
+    Stack,
+    FreeObject,
+    FreePage,
+    /// What the kernel notes of what it gives out.
+    Bookkeeping,
+}
+
+/// Whose a place is.
+pub(super) enum Whose {
+    Candidate(u32, u64),
+    Old(Old),
+    Root(What),
+    /// A copy that reading itself made.
+    Copy,
+}
+
+impl Scan<'_> {
+    /// Whose a place is that a pointer was found at.
+    pub(super) fn whose(&mut self, address: u64, word: u64) -> Whose {
+        // Its own memory, or that of its description.
+        if let Some(pointed) = self.targets.pointed_to(address)
+            && pointed.object < self.candidates
+        {
+            // The allocator's own array of free objects may be a candidate, too.
+            let sheaf = pointed.stands == Stands::Itself && self.slabs.is_sheaf(address - pointed.offset);
+            return if sheaf {
+                Whose::Old(Old::Sheaf)
+            } else {
+                Whose::Candidate(pointed.object, pointed.offset)
+            };
+        }
+        let frame = self.memory.frame(address);
+        let index = (frame - self.chunk.first) as usize;
+        if self.chunk.heads.is_empty() {
+            self.find_heads();
+        }
+        if self.chunk.heads[index].is_some() || self.chunk.flags[index] & SLAB != 0 {
+            return self.in_slab(address, index).unwrap_or(Whose::Root(What::Page));
+        }
+        if let Some(variable) = self.memory.in_image(address) {
+            return if self.memory.is_note(variable) {
+                Whose::Old(Old::Bookkeeping)
+            } else {
+                Whose::Root(What::Variable(variable))
+            };
+        }
+        if let Some((cpu, address)) = self.memory.in_percpu(address) {
+            // Where each entry into the kernel begins, before it goes on on the thread's stack.
+            let entry = self.memory.variable_at(address).is_some_and(|at| at.symbol == ENTRY_STACK);
+            if entry {
+                return Whose::Old(Old::Stack);
+            }
+            return Whose::Root(What::PerCpu { cpu, address });
+        }
+        if let Some(own) = self.map.at(address) {
+            return self.in_struct_page(own, word);
+        }
+        if let Some((area, page)) = self.areas.of_frame(frame) {
+            let inside = area.start + page * self.memory.page_bytes + address % self.memory.page_bytes;
+            return self.in_area(area, inside);
+        }
+        if self.is_free(frame) {
+            return Whose::Old(Old::FreePage);
+        }
+        if self.stacks.contains(&frame) {
+            return Whose::Old(Old::Bookkeeping);
+        }
+        Whose::Root(What::Page)
+    }
+
+    /// Whose a word of a `struct page` is.
+    fn in_struct_page(&mut self, own: u64, word: u64) -> Whose {
+        if let Some(pointed) = self.targets.pointed_to(own)
+            && pointed.stands == Stands::Handle
+            && pointed.object < self.candidates
+        {
+            return Whose::Candidate(pointed.object, pointed.offset);
+        }
+        let layout = &self.memory.layout;
+        let into = own.wrapping_sub(self.memory.first_page);
+        let (frame, at) = (into / layout.page.size, into % layout.page.size);
+        let mut page = [0; 1];
+        // A slab's has lists of slabs and of free objects; what belongs to its objects comes behind these.
+        let notes = at >= layout.page.list && at < layout.page.refcount;
+        let flags = if self.flags.read(frame, &mut page).is_ok() { page[0] } else { 0 };
+        if notes && flags & SLAB != 0 {
+            return Whose::Old(Old::Bookkeeping);
+        }
+        let old = flags & BUDDY != 0
+            || self.is_free(frame)
+            || at == layout.slab.freelist && self.is_near(frame, word);
+        if old { Whose::Old(Old::FreePage) } else { Whose::Root(What::StructPage(frame)) }
+    }
+
+    /// Whether a word is an address in a slab that may have begun with this page: its list of free objects is left there.
+    fn is_near(&self, frame: u64, word: u64) -> bool {
+        let start = self.memory.address(frame);
+        (start..start + SLAB_PAGES * self.memory.page_bytes).contains(&word)
+    }
+
+    fn in_area(&self, area: Area, address: u64) -> Whose {
+        match self.areas.on_stack(self.memory, area.start, address) {
+            OnStack::Unused => return Whose::Old(Old::Stack),
+            // What a thread has, it has, whoever looks for its stack.
+            OnStack::Of(task) => {
+                return Whose::Root(What::Stack { pid: task.pid, comm: task.comm.clone() });
+            }
+            OnStack::NoStack => {}
+        }
+        if let Some((object, at)) = self.targets.object_at(address)
+            && object < self.candidates
+        {
+            return Whose::Candidate(object, at);
+        }
+        let of_module = self.memory.variable_at(address).is_some_and(|place| place.module.is_some());
+        Whose::Root(if of_module { What::Variable(address) } else { What::Area { area, address } })
+    }
+
+    fn in_slab(&mut self, address: u64, index: usize) -> Option<Whose> {
+        let head = self.chunk.heads[index]?;
+        let base = self.memory.address(self.chunk.first + u64::from(head));
+        if self.slab.as_ref().is_none_or(|slab| slab.base != base) {
+            let words = (self.memory.layout.page.size / 8) as usize;
+            let page = &self.chunk.pages[head as usize * words..(head as usize + 1) * words];
+            self.slab = self.slabs.slab(page, base);
+        }
+        let slab = self.slab.as_ref()?;
+        let cache = self.slabs.cache(slab.cache)?.clone();
+        let (start, free) = slab.object_at(&cache, address)?;
+        Some(if blame::is_bookkeeping(&cache.name) {
+            Whose::Old(Old::Bookkeeping)
+        } else if free {
+            Whose::Old(Old::FreeObject)
+        } else if self.slabs.is_sheaf(start) {
+            Whose::Old(Old::Sheaf)
+        } else {
+            Whose::Root(What::Object { cache: cache.name, start, bytes: cache.size })
+        })
+    }
+
+    /// Finds the first page of each slab.
+    fn find_heads(&mut self) {
+        let words = (self.memory.layout.page.size / 8) as usize;
+        self.chunk.heads = vec![None; self.chunk.flags.len()];
+        let mut index = 0;
+        while index < self.chunk.flags.len() {
+            let flags = self.chunk.flags[index];
+            let mut pages = 1;
+            if flags & SLAB != 0 && flags & COMPOUND_TAIL == 0 {
+                let page = &self.chunk.pages[index * words..(index + 1) * words];
+                if let Some(bytes) = self.slabs.bytes(page) {
+                    pages = bytes.div_ceil(self.memory.page_bytes).next_power_of_two() as usize;
+                    let end = (index + pages).min(self.chunk.heads.len());
+                    self.chunk.heads[index..end].fill(Some(index as u32));
+                }
+            }
+            index += pages;
+        }
+    }
+
+    /// Whether a page is on a CPU's list of free ones.
+    fn is_free(&mut self, frame: u64) -> bool {
+        let now = Instant::now();
+        if now - self.free.0 > FRESH {
+            self.free = (now, free_pages::of_cpus(self.memory));
+        }
+        self.free.1.contains(&frame)
+    }
+}
