@@ -53,7 +53,7 @@ pub(super) struct Memory {
     image: Vec<Span>,
     image_offset: u64,
     /// Of the image what kmemleak notes of the first objects (`mm/kmemleak.c`).
-    notes: Option<Span>,
+    own_notes: Option<Span>,
 }
 
 impl Memory {
@@ -81,13 +81,13 @@ impl Memory {
             percpu: None,
             image: Vec::new(),
             image_offset: 0,
-            notes: None,
+            own_notes: None,
         };
         memory.first_page =
             memory.find_pages().context("where this kernel has its struct pages is not known")?;
         memory.find_cpus()?;
         memory.find_image(root);
-        memory.notes = memory.find_notes();
+        memory.own_notes = memory.find_notes();
         Ok(memory)
     }
 
@@ -145,10 +145,28 @@ impl Memory {
         self.image = ranges.into_iter().map(|(first, last)| Span { start: first, end: last + 1 }).collect();
     }
 
+    /// What this kernel does not say, so that less can be proven.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.data.address_of("init_task").is_none() {
+            notes.push(
+                "/proc/kallsyms has no variables (KALLSYMS_ALL): unused stacks and the CPUs' free pages count as holding, and holders have no names"
+                    .to_owned(),
+            );
+        }
+        if !cfg!(target_arch = "x86_64") {
+            notes.push(
+                "where struct pages lie is known for x86_64 only: large objects count as held by their own"
+                    .to_owned(),
+            );
+        }
+        notes
+    }
+
     /// Whether a variable is kmemleak's own.
     pub(super) fn is_note(&self, address: u64) -> bool {
         let bound = || self.variable_at(address).is_some_and(|place| BOUNDS.contains(&place.symbol));
-        self.notes.is_some_and(|notes| notes.contains(address) || bound())
+        self.own_notes.is_some_and(|notes| notes.contains(address) || bound())
     }
 
     fn find_notes(&self) -> Option<Span> {

@@ -150,6 +150,8 @@ pub struct Proof {
     pub cost: Cost,
     /// Why it is less than it should be, if it is.
     pub cut_short: Option<String>,
+    /// What could not be told apart, so that it counts as holding.
+    pub notes: Vec<String>,
 }
 
 /// What the looks cost.
@@ -217,11 +219,18 @@ impl Prover {
         own.sort_unstable_by_key(|span| span.start);
         let mut passes: Vec<Pass> = Vec::new();
         let mut asked: Vec<Asked> = Vec::new();
+        let mut notes = self.memory.notes();
         let (mut done, mut busy) = (0, Duration::ZERO);
         let begun = Instant::now();
         let mut cut_short = None;
         while passes.len() < LOOKS {
             let areas = Areas::read(&self.memory);
+            if areas.cut && passes.is_empty() {
+                notes.push(
+                    "vmalloc has more pages than are kept in mind: some holders there have no name"
+                        .to_owned(),
+                );
+            }
             let targets = self.targets(&candidates, &asked, &areas);
             let objects = count + asked.len();
             let expected = bytes * LOOKS as u64;
@@ -268,6 +277,13 @@ impl Prover {
             asked.extend(next.into_iter().filter(|ask| !overlaps(&own, &ask.span)));
             passes.push(pass);
         }
+        let broken: u64 = passes.iter().map(|pass| pass.broken_lists).sum();
+        if broken > 0 {
+            notes.push(format!(
+                "{} changed while they were read: what is free there counts as holding",
+                units::plural(broken as usize, "list of free objects")
+            ));
+        }
         let states = state::states(&self.memory, &self.flags, &candidates)?;
         let reading: Duration = passes.iter().map(|pass| pass.reading).sum();
         let read: u64 = passes.iter().map(|pass| pass.kcore_bytes).sum();
@@ -278,7 +294,8 @@ impl Prover {
             bytes_per_s: read as f64 / busy.as_secs_f64().max(1e-9),
             kcore_bytes_per_s: read as f64 / reading.as_secs_f64().max(1e-9),
         };
-        Ok(self.conclude(&candidates, &states, passes, &asked, cost, cut_short))
+        let proof = self.conclude(&candidates, &states, passes, &asked, cost);
+        Ok(Proof { cut_short, notes, ..proof })
     }
 
     /// Finds the page frames of pages, and the addresses by which the kernel knows per-CPU memory.
@@ -363,7 +380,6 @@ impl Prover {
         mut passes: Vec<Pass>,
         asked: &[Asked],
         cost: Cost,
-        cut_short: Option<String>,
     ) -> Proof {
         let count = candidates.len();
         let left = left_links(candidates, states);
@@ -406,7 +422,7 @@ impl Prover {
             }
         }
         let edges = last.map(|pass| pass.links.edges).unwrap_or_default();
-        Proof { found, edges, holders, cost, cut_short }
+        Proof { found, edges, holders, cost, cut_short: None, notes: Vec::new() }
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    escape,
     model::{Report, Word},
     page::paragraph,
 };
@@ -17,6 +18,9 @@ pub struct ReachReport {
     pub error: Option<String>,
     /// Why less is proven than should be.
     pub cut_short: Option<String>,
+    /// What could not be told apart, so that it counts as holding.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Objects that were looked for.
     pub candidates: u64,
     /// Survivors that were left out, because there were too many.
@@ -164,7 +168,7 @@ pub(super) fn render(report: &Report, width: usize) -> Result<String, fmt::Error
     let mut out = String::new();
     let Some(reach) = &report.reachability else { return Ok(out) };
     if let Some(error) = &reach.error {
-        paragraph(&mut out, 0, width, &format!("Nothing is proven by memory: {error}."))?;
+        paragraph(&mut out, 0, width, &format!("Nothing is proven by memory: {}.", escape(error)))?;
         return Ok(out);
     }
     let rate = |bytes_per_s: f64| format!("{}/s", units::bytes(bytes_per_s));
@@ -184,5 +188,8 @@ pub(super) fn render(report: &Report, width: usize) -> Result<String, fmt::Error
         let _ = write!(text, " It was cut short: {why}.");
     }
     paragraph(&mut out, 0, width, &text)?;
+    for note in &reach.notes {
+        paragraph(&mut out, 2, width, &escape(note))?;
+    }
     Ok(out)
 }

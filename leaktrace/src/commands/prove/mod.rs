@@ -206,6 +206,7 @@ fn report(proof: &Proof, candidates: u64, left_out: u64) -> ReachReport {
     ReachReport {
         error: None,
         cut_short: proof.cut_short.clone(),
+        notes: proof.notes.clone(),
         candidates,
         left_out,
         looks: proof.cost.looks,

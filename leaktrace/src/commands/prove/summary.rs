@@ -208,6 +208,7 @@ mod tests {
             holders: [(0, head(0)), (2, head(8))].into_iter().collect(),
             cost: Cost::default(),
             cut_short: None,
+            notes: Vec::new(),
         };
         let lives = [true, true, true, true, true, true];
         let of = [0, 0, 0, 1, 2, 2];
@@ -232,6 +233,7 @@ mod tests {
             holders: FxHashMap::default(),
             cost: Cost::default(),
             cut_short: None,
+            notes: Vec::new(),
         };
         let sides = sides(&proof, &[0, 0], &["site"], &[true, false], &FxHashMap::default(), &|_| None);
         assert_eq!((sides[0].candidates, sides[0].orphans, sides[0].freed_meanwhile), (1, 1, 1));
