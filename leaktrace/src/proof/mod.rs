@@ -74,13 +74,21 @@ pub struct Candidate {
     pub kind: Kind,
     /// Objects of one group are told of together.
     pub group: u32,
+    /// Whether it may be a table that a device reads, which is pointed to by its physical address only.
+    may_be_table: bool,
     frame: u64,
 }
 
 impl Candidate {
     /// A candidate of a group.
     pub fn new(address: u64, bytes: u64, kind: Kind, group: u32) -> Self {
-        Self { address, bytes: bytes.max(1), kind, group, frame: 0 }
+        Self { address, bytes: bytes.max(1), kind, group, may_be_table: false, frame: 0 }
+    }
+
+    /// The same, which may be a table that a device reads.
+    #[must_use]
+    pub fn or_table(self, may_be_table: bool) -> Self {
+        Self { may_be_table, ..self }
     }
 }
 
@@ -402,13 +410,14 @@ impl Prover {
             let outcome = match (states[index].state, reach::fate(&reached)) {
                 (State::Free, _) => Outcome::Free,
                 (State::Mapped, _) => Outcome::Held,
+                (State::Table, Fate::Orphan) => Outcome::Undecided,
                 // Its address is a number like any other.
                 _ if candidate.kind == Kind::PerCpu && !self.memory.tells_percpu(candidate.address) => {
                     Outcome::Undecided
                 }
                 (State::Allocated, Fate::Orphan) => Outcome::Orphan,
-                (State::Allocated, Fate::Held) => Outcome::Held,
-                (State::Allocated, Fate::Undecided) => Outcome::Undecided,
+                (_, Fate::Held) => Outcome::Held,
+                (_, Fate::Undecided) => Outcome::Undecided,
             };
             let old = passes.last().and_then(|pass| pass.old[index]).and_then(old_in_words);
             found.push(Found { outcome, held: held.last().and_then(|held| held[index]), old });

@@ -38,7 +38,7 @@ const NOTHING: u64 = NOPAGE | HWPOISON | OFFLINE | PGTABLE;
 /// Largest order of a free block.
 const MOST_ORDER: u64 = 12;
 /// Pointers among candidates that are kept in mind at most; more count as from outside.
-const MOST_EDGES: usize = 2_000_000;
+const MOST_EDGES: usize = 1_000_000;
 /// What has lists of slabs.
 const NODES: &str = "kmem_cache_node";
 

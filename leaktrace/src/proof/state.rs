@@ -10,6 +10,11 @@ use crate::proc::kpageflags::{BUDDY, COMPOUND_TAIL, LRU, MMAP, NOPAGE, PGTABLE, 
 /// Slabs, and objects in each on average, without which nothing is said of what is left.
 const FEWEST_SLABS: usize = 3;
 const FEWEST_IN_SLAB: usize = 4;
+/// Bits of a table's entry that say what it is good for, and its address (x86, arm64 and their IOMMUs).
+const MARKS: u64 = 0b111;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bits of the address that no memory has (64 TiB), but the kernel's own addresses and text have.
+const TOO_MUCH: u64 = 0x000f_c000_0000_0000;
 /// Pages that a slab has at most.
 const MOST_PAGES: u64 = 1_024;
 
@@ -21,6 +26,8 @@ pub(super) enum State {
     Free,
     /// A process has it mapped.
     Mapped,
+    /// It is a page that may be a table of addresses for a device.
+    Table,
 }
 
 /// What is known of a candidate.
@@ -97,6 +104,8 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
             }
         } else if of_page & MMAP != 0 {
             State::Mapped
+        } else if candidate.may_be_table && looks_like_table(memory, frame)? {
+            State::Table
         } else {
             State::Allocated
         };
@@ -126,6 +135,19 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
     Ok(states)
 }
 
+/// Whether a page has nothing but what entries of page tables look like: page addresses with some marks in the bits below.
+/// Tables of an IOMMU are pointed to by such entries only (`drivers/iommu`).
+fn looks_like_table(memory: &Memory, frame: u64) -> Result<bool> {
+    let mut words = vec![0; (memory.page_bytes / 8) as usize];
+    memory.core.words(memory.address(frame), &mut words)?;
+    Ok(are_entries(&words))
+}
+
+/// The same of words; an empty page may be a table, too.
+fn are_entries(words: &[u64]) -> bool {
+    words.iter().all(|&word| word == 0 || word & MARKS != 0 && word & ADDRESS != 0 && word & TOO_MUCH == 0)
+}
+
 fn one(flags: &PageFlags, frame: u64) -> Result<u64> {
     let mut one = [0];
     flags.read(frame, &mut one)?;
@@ -150,6 +172,16 @@ mod tests {
     /// Objects in slabs of eight; what each has by its number.
     fn links(objects: u64, is: impl Fn(u64) -> Left) -> Vec<Link> {
         (0..objects).map(|object| Link { at: 128, slab: object / 8 * 4_096, is: is(object) }).collect()
+    }
+
+    #[test]
+    fn tables_are_told_from_other_pages() {
+        assert!(are_entries(&[0; 512]));
+        assert!(are_entries(&[0, 0x8000_0001_2345_6003, 0x0000_0002_0000_0001, 0]));
+        // A kernel address, text, a number.
+        for other in [0xffff_8881_2345_6001, 0x6c65_6168_2074_6f6e, 42] {
+            assert!(!are_entries(&[0x8000_0001_2345_6003, other]), "{other:x}");
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(in crate::commands) struct Judged<'a> {
     /// Why its frees may not all be seen.
     pub(super) doubt: Option<String>,
     /// The first module on its stack.
-    pub(super) module: Option<String>,
+    pub(in crate::commands) module: Option<String>,
 }
 
 /// What the stacks of a site say.

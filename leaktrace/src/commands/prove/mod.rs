@@ -63,6 +63,8 @@ pub(super) struct Wanted {
     kind: Kind,
     name: String,
     survivors: u64,
+    /// Whether its pages may be tables for a device.
+    may_be_table: bool,
 }
 
 /// What is suspected, and what may have been a burst that was lost.
@@ -81,6 +83,7 @@ pub(super) fn sites(judgement: &Judgement<'_>, places: &Places) -> Vec<Wanted> {
                 kind: kind(site.family)?,
                 name: format!("{label} ({})", site.cache),
                 survivors: site.survivors,
+                may_be_table: judged.module.as_deref().is_none_or(makes_tables),
             })
         })
         .collect()
@@ -98,25 +101,36 @@ pub(super) fn choose(
     cpus: u32,
 ) -> Result<Chosen> {
     let mut chosen = Chosen::default();
-    let group_of: FxHashMap<usize, (u32, Kind)> =
-        sites.iter().zip(0..).map(|(wanted, group)| (wanted.index, (group, wanted.kind))).collect();
+    let group_of: FxHashMap<usize, (u32, Kind, bool)> = sites
+        .iter()
+        .zip(0..)
+        .map(|(wanted, group)| (wanted.index, (group, wanted.kind, wanted.may_be_table)))
+        .collect();
     let survivors: u64 = sites.iter().map(|wanted| wanted.survivors).sum();
     chosen.groups = sites.into_iter().map(|wanted| (wanted.key, wanted.name)).collect();
     // The same decision for each object, whatever the order: by its address.
     let stride = survivors.div_ceil(MOST).max(1);
     let old = snapshot.taken_ns.saturating_sub(min_age.as_nanos() as u64);
     tracer.each_object(snapshot, |index, object| {
-        let Some(&(group, kind)) = group_of.get(&index).filter(|_| object.time_ns <= old) else { return };
+        let Some(&(group, kind, may_be_table)) = group_of.get(&index).filter(|_| object.time_ns <= old)
+        else {
+            return;
+        };
         if object.address.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(20) % stride != 0 {
             chosen.left_out += 1;
             return;
         }
         let bytes = bytes(object, kind, snapshot.sites[index].object_size, cpus);
-        chosen.candidates.push(Candidate::new(object.address, bytes, kind, group));
+        chosen.candidates.push(Candidate::new(object.address, bytes, kind, group).or_table(may_be_table));
         chosen.addresses.push(object.address);
         chosen.times.push(object.time_ns);
     })?;
     Ok(chosen)
+}
+
+/// Whether a module is one that makes page tables for devices; the kernel itself may.
+fn makes_tables(module: &str) -> bool {
+    ["iommu", "smmu", "vfio"].iter().any(|part| module.contains(part))
 }
 
 fn kind(family: &str) -> Option<Kind> {

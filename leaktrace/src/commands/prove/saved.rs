@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use rustc_hash::FxHashMap;
 use tokio::time::Instant as Deadline;
 
-use super::{Pace, kind, open, pace, report, summary, word};
+use super::{Pace, kind, makes_tables, open, pace, report, summary, word};
 use crate::{
     analysis::verdict::Proven,
     cli::{Format, ProveArgs, prove_limit},
@@ -110,7 +110,8 @@ fn listed(report: &Report) -> (Vec<Candidate>, Vec<(usize, usize)>) {
         for (at, object) in finding.objects.iter().enumerate() {
             let bytes = u64::from(object.size);
             let bytes = if finding.family == "percpu" { bytes / cpus } else { bytes };
-            candidates.push(Candidate::new(object.address, bytes, kind, index as u32));
+            let may_be_table = !finding.is_module || makes_tables(&finding.module);
+            candidates.push(Candidate::new(object.address, bytes, kind, index as u32).or_table(may_be_table));
             places.push((index, at));
         }
     }
