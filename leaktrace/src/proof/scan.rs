@@ -19,7 +19,8 @@ use crate::{
     proc::{
         kcore::Kcore,
         kpageflags::{
-            BUDDY, COMPOUND_HEAD, COMPOUND_TAIL, HUGE, HWPOISON, LRU, NOPAGE, OFFLINE, PGTABLE, PageFlags,
+            ANON, BUDDY, COMPOUND_HEAD, COMPOUND_TAIL, HUGE, HWPOISON, LRU, MMAP, NOPAGE, OFFLINE, PGTABLE,
+            PageFlags, SLAB,
         },
     },
 };
@@ -30,9 +31,11 @@ const CHUNK: u64 = 4_096;
 const WORDS: usize = 1 << 15;
 /// Words that are compared at a time.
 const BLOCK: usize = 8;
-/// Pages of users and of the page cache: they hold no pointers of the kernel's. That a page is anonymous is told by a word
-/// that slabs and others use for something else, so it is not asked for.
+/// Pages of users and of the page cache: they hold no pointers of the kernel's...
 const USERS: u64 = LRU | HUGE;
+/// ...and those that a process has just got, which wait for the list. That a page is anonymous is told by a word that slabs and
+/// others use for something else, so it must be mapped, too, and no slab.
+const FRESH_USERS: u64 = ANON | MMAP;
 /// Pages that have no memory to look at, or only physical addresses.
 const NOTHING: u64 = NOPAGE | HWPOISON | OFFLINE | PGTABLE;
 /// Largest order of a free block.
@@ -186,6 +189,10 @@ pub(super) fn bytes(memory: &Memory, flags: &PageFlags) -> Result<u64> {
     Ok(pages * memory.page_bytes)
 }
 
+fn is_users(flags: u64) -> bool {
+    flags & USERS != 0 || flags & (FRESH_USERS | SLAB) == FRESH_USERS
+}
+
 /// Runs of page frames that are looked at, from and up to.
 fn runs(chunk: &Chunk, memory: &Memory) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
@@ -196,7 +203,7 @@ fn runs(chunk: &Chunk, memory: &Memory) -> Vec<(u64, u64)> {
         let flags = chunk.flags[index];
         let frame = chunk.first + index as u64;
         if flags & COMPOUND_TAIL == 0 {
-            users = flags & USERS != 0 && flags & COMPOUND_HEAD != 0;
+            users = is_users(flags) && flags & COMPOUND_HEAD != 0;
         }
         if flags & BUDDY != 0 {
             let private = chunk.pages.get(index * words + memory.layout.page.private as usize / 8);
@@ -206,7 +213,7 @@ fn runs(chunk: &Chunk, memory: &Memory) -> Vec<(u64, u64)> {
             continue;
         }
         index += 1;
-        if flags & (USERS | NOTHING) != 0 || users && flags & COMPOUND_TAIL != 0 {
+        if is_users(flags) || flags & NOTHING != 0 || users && flags & COMPOUND_TAIL != 0 {
             continue;
         }
         match runs.last_mut() {
