@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::trace::Surroundings;
 use crate::{
-    report::model::{Object, Report},
+    report::model::Report,
     tracer::{LiveObject, Snapshot, Tracer},
 };
 
@@ -45,16 +45,8 @@ pub(super) fn list(
         listed.sort_unstable_by_key(|object| (object.time_ns, object.address));
         // The oldest were there already.
         listed.dedup_by_key(|object| object.address);
-        let size = snapshot.sites[finding.site].object_size;
-        finding.objects = listed
-            .iter()
-            .map(|object| Object {
-                address: object.address,
-                size: if object.size == 0 { size } else { object.size },
-                age_s: snapshot.taken_ns.saturating_sub(object.time_ns) as f64 / 1e9,
-                reach: surroundings.reach(object.address),
-            })
-            .collect();
+        let site = &snapshot.sites[finding.site];
+        finding.objects = listed.iter().map(|object| surroundings.object(object, site, snapshot)).collect();
     }
     Ok(())
 }

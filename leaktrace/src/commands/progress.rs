@@ -13,14 +13,20 @@ pub(super) struct Progress {
     last: (Instant, Tick),
 }
 
+/// A bar of such a length, with a message behind it.
+pub(super) fn bar(length: u64, quiet: bool) -> ProgressBar {
+    // indicatif draws nothing where standard error is no terminal.
+    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(4) };
+    let bar = ProgressBar::with_draw_target(Some(length.max(1)), target);
+    if let Ok(style) = ProgressStyle::with_template("[{bar:28}] {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
 impl Progress {
     pub(super) fn new(duration: Duration, quiet: bool) -> Self {
-        // indicatif draws nothing where standard error is no terminal.
-        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(4) };
-        let bar = ProgressBar::with_draw_target(Some(duration.as_millis().max(1) as u64), target);
-        if let Ok(style) = ProgressStyle::with_template("[{bar:28}] {msg}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
+        let bar = bar(duration.as_millis() as u64, quiet);
         let now = Instant::now();
         Self { bar, started: now, last: (now, Tick::default()) }
     }

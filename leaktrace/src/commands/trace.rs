@@ -44,11 +44,11 @@ use crate::{
     report::{
         escape,
         known::Known,
-        model::{ReachSide, Word},
+        model::{Object, ReachSide},
         text,
     },
     tracer::{
-        Settings, SiteRecord, Snapshot, Tracer,
+        LiveObject, Settings, SiteRecord, Snapshot, Tracer,
         hooks::{Family, UNSEEN},
         sizes::Sizes,
     },
@@ -93,9 +93,15 @@ impl Surroundings {
         Some(Proven { checked: side.candidates, orphans: side.orphans, held: side.held, free: side.free })
     }
 
-    /// What was found of one object.
-    pub(super) fn reach(&self, address: u64) -> Option<Word> {
-        self.proofs.as_ref()?.outcomes.get(&address).map(|outcome| prove::word(*outcome).into())
+    /// One object of a site, as it is reported.
+    pub(super) fn object(&self, object: &LiveObject, site: &SiteRecord, snapshot: &Snapshot) -> Object {
+        let outcome = self.proofs.as_ref().and_then(|proofs| proofs.outcomes.get(&object.address));
+        Object {
+            address: object.address,
+            size: if object.size == 0 { site.object_size } else { object.size },
+            age_s: snapshot.taken_ns.saturating_sub(object.time_ns) as f64 / 1e9,
+            reach: outcome.map(|outcome| prove::word(*outcome).into()),
+        }
     }
 
     /// Reads again what changes meanwhile.

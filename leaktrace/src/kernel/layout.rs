@@ -45,10 +45,10 @@ const FUNCTIONS: [&str; 6] = [
 ];
 
 /// x86-64 without address randomisation (`arch/x86/include/asm/page_64_types.h`, `pgtable_64_types.h`).
-const VMEMMAP_4_LEVEL: u64 = 0xffff_ea00_0000_0000;
-const PAGE_OFFSET_4_LEVEL: u64 = 0xffff_8880_0000_0000;
-const VMEMMAP_5_LEVEL: u64 = 0xffd4_0000_0000_0000;
-const PAGE_OFFSET_5_LEVEL: u64 = 0xff11_0000_0000_0000;
+/// The first `struct page`, and the begin of the direct map, with four levels of page tables.
+pub const FOUR_LEVELS: (u64, u64) = (0xffff_ea00_0000_0000, 0xffff_8880_0000_0000);
+/// The same with five.
+pub const FIVE_LEVELS: (u64, u64) = (0xffd4_0000_0000_0000, 0xff11_0000_0000_0000);
 
 /// Largest kmalloc that comes from a slab cache: two pages (`include/linux/slab.h`, SLUB).
 const MAX_CACHE_PAGES: u32 = 2;
@@ -229,11 +229,7 @@ fn resolve_pages(config: &mut Config, btf: &Btf, symbols: &Symbols) -> Result<()
     config.page_compound_head =
         member(btf, "page", "compound_head").or_else(|_| member(btf, "page", "compound_info"))?;
     let five_levels = five_level_paging();
-    let (vmemmap, page_offset) = if five_levels {
-        (VMEMMAP_5_LEVEL, PAGE_OFFSET_5_LEVEL)
-    } else {
-        (VMEMMAP_4_LEVEL, PAGE_OFFSET_4_LEVEL)
-    };
+    let (vmemmap, page_offset) = if five_levels { FIVE_LEVELS } else { FOUR_LEVELS };
     config.vmemmap = vmemmap;
     config.page_offset = page_offset;
     config.vmemmap_symbol = symbols.data_address("vmemmap_base").unwrap_or(0);

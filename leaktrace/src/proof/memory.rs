@@ -9,6 +9,7 @@ use crate::{
     analysis::linkage::Span,
     kernel::{
         btf::Btf,
+        layout::{FIVE_LEVELS, FOUR_LEVELS},
         machine::{Machine, lockdown, page_bytes},
         symbols::{Location, Symbols},
     },
@@ -17,10 +18,6 @@ use crate::{
 
 /// The kernel's BTF.
 const BTF: &str = "sys/kernel/btf/vmlinux";
-/// `vmemmap` without address randomisation, by the first address of the direct map
-/// (`Documentation/arch/x86/x86_64/mm.rst`): with five levels of page tables, and with four.
-const VMEMMAP: [(u64, u64); 2] =
-    [(0xff11_0000_0000_0000, 0xffd4_0000_0000_0000), (0xffff_8880_0000_0000, 0xffff_ea00_0000_0000)];
 /// Bytes that a module's per-CPU variable may have: what lies further behind is another's.
 const MOST_OF_MODULE: u64 = 4_096;
 /// Per-CPU addresses below this are numbers like any other.
@@ -97,8 +94,10 @@ impl Memory {
     }
 
     fn find_pages(&self) -> Option<u64> {
-        let fixed =
-            VMEMMAP.iter().find(|(direct_map, _)| *direct_map == self.direct_map).map(|&(_, pages)| pages);
+        let fixed = [FIVE_LEVELS, FOUR_LEVELS]
+            .iter()
+            .find(|(_, begin)| *begin == self.direct_map)
+            .map(|&(pages, _)| pages);
         let known = self.variable("vmemmap_base").or(fixed).filter(|&first| first != 0);
         // Elsewhere a segment says where the pages of the first range of memory are
         // (`get_sparsemem_vmemmap_info`).

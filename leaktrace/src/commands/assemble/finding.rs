@@ -7,8 +7,8 @@ use crate::{
     analysis::{accounts::Agreement, lifetime, verdict},
     cli::TraceArgs,
     report::model::{
-        AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof,
-        ReachSide, Stack, Survivors, Task,
+        AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Proof, ReachSide,
+        Stack, Survivors, Task,
     },
     tracer::{SiteRecord, Snapshot},
 };
@@ -114,16 +114,7 @@ pub(super) fn finding(
             .map(|task| Task { comm: task.comm.clone(), pid: task.pid, objects: task.objects })
             .collect(),
         stacks,
-        objects: site
-            .objects
-            .iter()
-            .map(|object| Object {
-                address: object.address,
-                size: if object.size == 0 { site.object_size } else { object.size },
-                age_s: snapshot.taken_ns.saturating_sub(object.time_ns) as f64 / 1e9,
-                reach: surroundings.reach(object.address),
-            })
-            .collect(),
+        objects: site.objects.iter().map(|object| surroundings.object(object, site, snapshot)).collect(),
     }
 }
 

@@ -7,6 +7,7 @@ mod summary;
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
+use leaktrace_common::address_hash;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::assemble::Judgement;
@@ -116,7 +117,7 @@ pub(super) fn choose(
         else {
             return;
         };
-        if object.address.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(20) % stride != 0 {
+        if !address_hash(object.address).is_multiple_of(stride) {
             chosen.left_out += 1;
             return;
         }

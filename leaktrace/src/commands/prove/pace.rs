@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
-use crate::units;
+use crate::{commands::progress::bar, units};
 
 /// The share of one core that is taken even if `--overhead` allows less.
 const LEAST_SHARE: f64 = 0.25;
@@ -24,11 +24,6 @@ pub(in crate::commands) struct Pace {
 impl Pace {
     /// `overhead` is a share of all CPUs.
     pub(in crate::commands) fn new(overhead: f64, cpus: u32, limit: Duration, quiet: bool) -> Self {
-        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(4) };
-        let bar = ProgressBar::with_draw_target(Some(1), target);
-        if let Ok(style) = ProgressStyle::with_template("[{bar:28}] {msg}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
         let now = Instant::now();
         Self {
             share: (overhead * f64::from(cpus)).clamp(LEAST_SHARE, 1.0),
@@ -36,7 +31,7 @@ impl Pace {
             begun: now,
             last: now,
             busy: Duration::ZERO,
-            bar,
+            bar: bar(1, quiet),
         }
     }
 
