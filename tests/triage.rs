@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -380,19 +380,27 @@ fn it_ends_early_with_its_answer() {
 #[test]
 fn watching_shows_one_answer_after_the_other() {
     let _turn = turn();
-    let child = Command::new(leaktrace())
+    let mut said = tempfile::NamedTempFile::new().unwrap();
+    let mut child = Command::new(leaktrace())
         .args(["triage", "--watch", "--duration", "2"])
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(said.reopen().unwrap())
         .spawn()
         .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(3_500));
+    let mut text = String::new();
+    let begun = std::time::Instant::now();
+    let answers = |text: &str| text.matches("Where memory is").count();
+    while answers(&text) < 3 && begun.elapsed().as_secs() < 30 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        said.read_to_string(&mut text).unwrap();
+    }
     // SAFETY: as above.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!((3..=5).contains(&text.matches("Where memory is").count()), "{text}");
+    assert!(child.wait().unwrap().success());
+    said.read_to_string(&mut text).unwrap();
+    assert!((3..=5).contains(&answers(&text)), "{text}");
+    // The first tells how it is, the others what has become of that.
+    assert!(text.contains("one look on") && text.contains("2 looks in"), "{text}");
     // No terminal, no control sequences.
     assert!(!text.contains('\u{1b}'));
 }

@@ -3,10 +3,11 @@
 use std::{
     ffi::OsStr,
     io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -25,6 +26,7 @@ impl Culprit {
         let mut child = Command::new(binary)
             .args([way, &amount.to_string()])
             .arg(path)
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -80,6 +82,12 @@ impl Drop for Culprit {
         // It ends when its input does; killed, it does so at once.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Thousands of its children die with it, but take seconds for it: the next test shall not have them beside it.
+        let begun = Instant::now();
+        // SAFETY: kill takes integers only; the group is of our child, and signal 0 does nothing to it.
+        while unsafe { libc::kill(-(self.child.id() as i32), 0) } == 0 && begun.elapsed().as_secs() < 60 {
+            sleep(Duration::from_millis(50));
+        }
     }
 }
 

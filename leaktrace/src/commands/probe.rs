@@ -31,7 +31,9 @@ pub(super) fn probe(root: &Path) -> Result<Kernel> {
     machine.check_release()?;
     privilege::check()?;
     if machine::lockdown(root).as_deref() == Some("confidentiality") {
-        bail!("the kernel is locked down (confidentiality): it lets no BPF program read kernel memory");
+        bail!(
+            "the kernel is locked down (confidentiality): it lets no BPF program read kernel memory; start it with lockdown=integrity, or none"
+        );
     }
     let path = root.join(BTF_PATH);
     if !path.exists() {

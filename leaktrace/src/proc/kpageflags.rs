@@ -29,6 +29,13 @@ pub const OFFLINE: u64 = 1 << 23;
 /// A page table.
 pub const PGTABLE: u64 = 1 << 26;
 
+/// Whether a page is of a process or of the page cache, and so has no pointers of the kernel's: on the list of those, or on
+/// its way to it, whether it is mapped yet, still, or not any more. That it is anonymous is told by a word that slabs use for
+/// something else.
+pub fn is_users(flags: u64) -> bool {
+    flags & (LRU | HUGE) != 0 || flags & (ANON | SLAB) == ANON
+}
+
 /// Pages that are no driver's.
 const NOT_A_DRIVERS: u64 = LRU | SLAB | MMAP | ANON | PGTABLE | BUDDY;
 

@@ -1,6 +1,7 @@
 //! Readers of what the kernel says of itself. Each takes a root path, so that fixtures captured
 //! elsewhere and the running system read alike.
 
+pub mod alloc_traces;
 pub mod cgroups;
 pub mod fds;
 pub mod fields;

@@ -1,9 +1,9 @@
-//! What kernels that account for every allocation say: /proc/allocinfo (6.10 and later), and
-//! `page_owner`'s stacks (6.8 and later). Few kernels have either switched on.
+//! What kernels that account for every allocation say: /proc/allocinfo (6.10 and later), `page_owner`'s stacks (6.8 and
+//! later), and SLUB's traces of allocations. Few kernels have any of them switched on.
 
 use std::{collections::BTreeMap, io, path::Path};
 
-use super::for_lines;
+use super::{alloc_traces, for_lines};
 
 /// Lines that are read at most.
 const LIMIT: usize = 2_000_000;
@@ -12,16 +12,20 @@ const LIMIT: usize = 2_000_000;
 /// allocate_slab`, with the module in brackets.
 pub type Places = BTreeMap<String, u64>;
 
-/// What the kernel's own accounts have, where it keeps them: by place in its source, else, of pages only, by function.
-/// `None` where it keeps none, or they may not be read.
+/// What the kernel's own accounts have, where it keeps them: by place in its source, else by function, of slab objects and
+/// of pages, whichever it notes. `None` where it keeps none, or they may not be read.
 pub fn read(root: &Path, page_bytes: u64) -> Option<Places> {
     if let Ok(places) = allocinfo(root)
         && !places.is_empty()
     {
         return Some(places);
     }
-    let pages = page_owners(root).ok().filter(|places| !places.is_empty())?;
-    Some(pages.into_iter().map(|(place, pages)| (place, pages.saturating_mul(page_bytes))).collect())
+    let mut places = alloc_traces::read(root).unwrap_or_default();
+    for (place, pages) in page_owners(root).unwrap_or_default() {
+        let bytes: &mut u64 = places.entry(place).or_default();
+        *bytes = bytes.saturating_add(pages.saturating_mul(page_bytes));
+    }
+    (!places.is_empty()).then_some(places)
 }
 
 /// Reads `/proc/allocinfo` below `root` (`lib/alloc_tag.c`).

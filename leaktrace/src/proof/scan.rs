@@ -19,8 +19,7 @@ use crate::{
     proc::{
         kcore::Kcore,
         kpageflags::{
-            ANON, BUDDY, COMPOUND_HEAD, COMPOUND_TAIL, HUGE, HWPOISON, LRU, MMAP, NOPAGE, OFFLINE, PGTABLE,
-            PageFlags, SLAB,
+            BUDDY, COMPOUND_HEAD, COMPOUND_TAIL, HWPOISON, NOPAGE, OFFLINE, PGTABLE, PageFlags, is_users,
         },
     },
 };
@@ -31,11 +30,6 @@ const CHUNK: u64 = 4_096;
 const WORDS: usize = 1 << 15;
 /// Words that are compared at a time.
 const BLOCK: usize = 8;
-/// Pages of users and of the page cache: they hold no pointers of the kernel's...
-const USERS: u64 = LRU | HUGE;
-/// ...and those that a process has just got, which wait for the list. That a page is anonymous is told by a word that slabs and
-/// others use for something else, so it must be mapped, too, and no slab.
-const FRESH_USERS: u64 = ANON | MMAP;
 /// Pages that have no memory to look at, or only physical addresses.
 const NOTHING: u64 = NOPAGE | HWPOISON | OFFLINE | PGTABLE;
 /// Largest order of a free block.
@@ -187,10 +181,6 @@ pub(super) fn bytes(memory: &Memory, flags: &PageFlags) -> Result<u64> {
         }
     }
     Ok(pages * memory.page_bytes)
-}
-
-fn is_users(flags: u64) -> bool {
-    flags & USERS != 0 || flags & (FRESH_USERS | SLAB) == FRESH_USERS
 }
 
 /// Runs of page frames that are looked at, from and up to.

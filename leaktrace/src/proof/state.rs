@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 
 use super::{Candidate, Kind, free_pages, memory::Memory, slabs::Slabs};
-use crate::proc::kpageflags::{BUDDY, COMPOUND_TAIL, LRU, MMAP, NOPAGE, PGTABLE, PageFlags, SLAB};
+use crate::proc::kpageflags::{BUDDY, COMPOUND_TAIL, MMAP, NOPAGE, PGTABLE, PageFlags, SLAB, is_users};
 
 /// Slabs, and objects in each on average, without which nothing is said of what is left.
 const FEWEST_SLABS: usize = 3;
@@ -91,8 +91,9 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
             Kind::Area | Kind::PerCpu => continue,
         };
         let of_page = one(flags, frame)?;
-        let others = if candidate.kind == Kind::Page { LRU | PGTABLE | SLAB } else { LRU | PGTABLE };
-        states[index].state = if of_page & (BUDDY | NOPAGE | others) != 0 || free.contains(&frame) {
+        let other =
+            of_page & (BUDDY | NOPAGE | PGTABLE) != 0 || candidate.kind == Kind::Page && of_page & SLAB != 0;
+        states[index].state = if other || is_users(of_page) || free.contains(&frame) {
             State::Free
         } else if candidate.kind == Kind::Slab {
             let (head, of_head) = head(flags, frame, of_page)?;

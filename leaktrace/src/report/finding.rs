@@ -88,7 +88,7 @@ pub struct Proof {
     /// kmemleak.
     #[serde(default)]
     pub kmemleak: Option<KmemleakSide>,
-    /// The kernel's own accounts: /proc/allocinfo, or `page_owner`.
+    /// The kernel's own accounts: /proc/allocinfo, or `alloc_traces` and `page_owner`.
     #[serde(default)]
     pub accounts: Option<AccountSide>,
     /// The kernel's own memory: whether anything points to them.

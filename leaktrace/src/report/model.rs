@@ -69,7 +69,7 @@ pub struct Report {
 /// What a place in the kernel's source holds.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Account {
-    /// `file:line [module] function`, or `function [module]` where only pages are accounted for.
+    /// `file:line [module] function`, or `function [module]` where no lines are noted.
     pub place: String,
     /// At the beginning.
     pub bytes_before: u64,

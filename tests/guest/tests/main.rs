@@ -6,6 +6,7 @@ mod module;
 mod paths;
 mod peer;
 mod prove;
+mod refusal;
 mod trace;
 mod triage;
 mod verdict;
@@ -33,14 +34,20 @@ const TESTS: [Test; 11] = [
     ("the four largest leaks of a module, and its removal", module::test),
 ];
 
+/// Those that only kernels started for them can do, and only when asked.
+const SPECIAL: [Test; 1] = [("a kernel that is locked down", refusal::test)];
+
 fn main() -> ExitCode {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let only = std::env::args().nth(1);
     let (mut passed, mut failed) = (0, 0);
-    for (name, test) in TESTS {
-        if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
-            continue;
+    let chosen: Vec<Test> = match &only {
+        None => TESTS.to_vec(),
+        Some(part) => {
+            TESTS.into_iter().chain(SPECIAL).filter(|(name, _)| name.contains(part.as_str())).collect()
         }
+    };
+    for (name, test) in chosen {
         println!("guest {}: {name}", kernel.trim());
         let right = test().unwrap_or_else(|error| {
             println!("  {error:#}");

@@ -101,6 +101,7 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
             memory: 2_048,
             limit: Duration::from_mins(90),
             driver_parameters: "",
+            boot: "",
             files: &[],
             peer: !args.no_peer,
             part,

@@ -44,6 +44,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) image: &'a Path,
     /// Its initramfs.
     pub(crate) initramfs: &'a Path,
+    /// What the kernel is told, besides what all are.
+    pub(crate) boot: &'a str,
     /// `tcg` or `kvm`.
     pub(crate) accelerator: &'a str,
     /// Memory in MiB.
@@ -142,7 +144,7 @@ impl Qemu {
             .arg(machine.image)
             .arg("-initrd")
             .arg(machine.initramfs)
-            .args(["-append", "console=ttyS0 panic=-1 quiet init_on_alloc=1"]);
+            .args(["-append", &format!("console=ttyS0 panic=-1 quiet init_on_alloc=1 {}", machine.boot)]);
         // Whoever ends us early ends the guest, too.
         // SAFETY: prctl is a plain system call, which is what the time between fork and exec allows.
         unsafe {
