@@ -8,7 +8,7 @@ use leaktrace_tests::driver::{self, Mode};
 use super::trace::{Trace, items, number, owner};
 
 const ACCOUNTS: &str = "/proc/allocinfo";
-/// There with slub_debug=U; has functions, and slab objects only.
+/// There with `slub_debug=U`; has functions, and slab objects only.
 const TRACES: &str = "/sys/kernel/debug/slab/kmalloc-256/alloc_traces";
 const SIZE: &str = "/sys/kernel/slab/kmalloc-256/slab_size";
 /// Objects of each leak while it is traced, and before.
