@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::Erro
 use crate::{
     kernel::modules,
     proof::Limit,
+    report::forms::Form,
     tracer::hooks::{Family, Mechanism},
     units::{parse_bytes, parse_duration, parse_percent, parse_size, parse_window},
 };
@@ -39,6 +40,8 @@ pub enum Command {
     ///
     /// Reads /proc/kcore. What nothing points to is leaked beyond doubt; of the rest it says who holds it.
     Prove(ProveArgs),
+    /// Tell a report (JSON) again, in another form: a page, a flame graph, a heap profile, a table, a mail.
+    Report(ReportArgs),
     /// Say who has the memory and what grows: processes, page cache, tmpfs, or which part of the kernel.
     ///
     /// Traces nothing, and needs no root, though root sees more; says what could not be read.
@@ -67,6 +70,26 @@ pub struct TriageArgs {
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Say more: small classes, all rows, sockets and modules.
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Options of `leaktrace report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The report, or - for standard input.
+    #[arg(value_name = "REPORT")]
+    pub report: PathBuf,
+    /// Form of the report.
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    pub format: Form,
+    /// Write it to a file, complete or not at all.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// How many findings and caches to show [default: 10, or 1000 of what is no text].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub top: Option<u32>,
+    /// Say more: every finding in full, the caches that agree, each program's cost.
     #[arg(short, long)]
     pub verbose: bool,
 }
@@ -112,8 +135,8 @@ pub struct ProveArgs {
     #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_percent)]
     pub overhead: f64,
     /// Form of the answer: the report, with what was found.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    pub format: Form,
     /// Write the answer to a file, complete or not at all.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -173,9 +196,9 @@ pub struct TraceArgs {
     #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = parse_window)]
     pub interval: Duration,
 
-    /// How many findings and caches to show.
-    #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub top: u32,
+    /// How many findings and caches to show [default: 10, or 1000 of what is no text].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub top: Option<u32>,
 
     /// Record only slab caches with such a name (* and ? match); may be given several times.
     #[arg(short, long, value_name = "GLOB", value_parser = parse_glob)]
@@ -258,8 +281,8 @@ pub struct TraceArgs {
     pub vmlinux: Vec<PathBuf>,
 
     /// Form of the report.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    pub format: Form,
 
     /// Write the report to a file, complete or not at all.
     #[arg(short, long, value_name = "FILE")]
@@ -362,6 +385,11 @@ impl TraceArgs {
         modules.sort();
         modules.dedup();
         modules
+    }
+
+    /// How many findings and caches to show.
+    pub fn top(&self) -> u32 {
+        self.top.unwrap_or_else(|| self.format.top())
     }
 
     /// Age from which a live object counts as a survivor.

@@ -1,5 +1,6 @@
 //! What the tests of the whole tool share: running it, and kernel objects whose number is known.
 
+pub mod browser;
 pub mod culprit;
 pub mod driver;
 

@@ -36,6 +36,10 @@ pub(crate) fn test(offline: bool, run_guests: bool) -> Result<()> {
     let leaktrace = build(offline)?;
     // One test reads what strace shows of a run.
     need("strace", offline)?;
+    // And one reads a report in a browser.
+    if ["chromium-browser", "google-chrome"].into_iter().all(|browser| find(browser).is_none()) {
+        need("chromium", offline)?;
+    }
     step("tests");
     let mut command = cargo(offline);
     // One failure must not hide those of other test programs.

@@ -20,6 +20,12 @@ pub fn percentile_us(lifetimes: &[u64; LIFETIME_CLASSES], share: f64) -> Option<
         .map(lifetime_class_end_us)
 }
 
+/// The classes in which some were freed: their upper end in microseconds, and how many.
+pub fn classes(lifetimes: &[u64; LIFETIME_CLASSES]) -> Vec<(f64, u64)> {
+    let ends = (0..).map(lifetime_class_end_us);
+    ends.zip(lifetimes.iter().copied()).filter(|&(_, count)| count > 0).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,6 +35,15 @@ mod tests {
     #[test]
     fn nothing_freed_has_no_lifetime() {
         assert_eq!(percentile_us(&[0; LIFETIME_CLASSES], 0.5), None);
+        assert_eq!(classes(&[0; LIFETIME_CLASSES]), []);
+    }
+
+    #[test]
+    fn classes_have_their_ends() {
+        let mut lifetimes = [0; LIFETIME_CLASSES];
+        lifetimes[lifetime_class(5_000)] = 3;
+        lifetimes[lifetime_class(1_000_000)] = 1;
+        assert_eq!(classes(&lifetimes), [(8.192, 3), (1_048.576, 1)]);
     }
 
     proptest! {

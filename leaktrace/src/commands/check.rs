@@ -76,7 +76,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode> {
         Format::Json => serde_json::to_string_pretty(&answer).context("cannot write JSON")? + "\n",
         Format::Text => text(&answer),
     };
-    Output::Stdout.write(&text)?;
+    Output::Stdout.write(text.as_bytes())?;
     Ok(if answer.usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -28,5 +28,5 @@ pub(super) fn run(args: &CompareArgs) -> Result<()> {
         Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
         Format::Text => report::kmemleak::render(&report, output::width()),
     };
-    output::Output::Stdout.write(&text)
+    output::Output::Stdout.write(text.as_bytes())
 }

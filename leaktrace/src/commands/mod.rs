@@ -12,6 +12,7 @@ mod output;
 mod probe;
 mod progress;
 mod prove;
+mod report;
 mod saved;
 mod selftest;
 mod stop;
@@ -34,6 +35,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Diff(args)) => diff::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Prove(args)) => prove::saved::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Report(args)) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Triage(args)) => triage::run(&args),
         None => trace::run(&cli.trace),
     }

@@ -9,7 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tempfile::NamedTempFile;
 
-use crate::report::{page::WIDTH, text::Style};
+use crate::report::{
+    forms::{self, Form},
+    model::Report,
+    page::WIDTH,
+    text::Style,
+};
 
 /// Columns of the terminal that standard output is, or of a page.
 pub(super) fn width() -> usize {
@@ -79,25 +84,45 @@ impl Output {
         }
     }
 
-    /// Writes the report.
+    /// Finds out that a form can be written there.
+    ///
+    /// # Errors
+    /// When a terminal would show what is no text.
+    pub(super) fn check(&self, form: Form) -> Result<()> {
+        if form.is_binary() && self.is_terminal() {
+            bail!("a profile is no text for a terminal: write it to a file with --output FILE");
+        }
+        Ok(())
+    }
+
+    /// Writes a report in a form.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn write(self, text: &str) -> Result<()> {
+    pub(super) fn tell(self, report: &Report, form: Form, verbose: bool, top: u32) -> Result<()> {
+        let rendered = forms::render(report, form, &self.style(verbose, top as usize))?;
+        self.write(&rendered)
+    }
+
+    /// Writes what was rendered.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn write(self, text: &[u8]) -> Result<()> {
         match self {
             Self::Stdout => {
                 let mut stdout = io::stdout().lock();
-                stdout.write_all(text.as_bytes()).context("cannot write the report")?;
+                stdout.write_all(text).context("cannot write the report")?;
                 stdout.flush().context("cannot write the report")
             }
             Self::Special { path, mut file } => {
-                file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+                file.write_all(text).with_context(|| format!("cannot write {}", path.display()))
             }
             Self::File { path, directory } => {
                 use std::os::unix::fs::PermissionsExt as _;
                 let write = || -> io::Result<()> {
                     let mut temporary = temporary_in(&directory)?;
-                    temporary.write_all(text.as_bytes())?;
+                    temporary.write_all(text)?;
                     // The report has kernel addresses: for the owner and the group, not for everyone.
                     temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o640))?;
                     temporary.as_file().sync_all()?;

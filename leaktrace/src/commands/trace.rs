@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     analysis::{accounts::Accounts, verdict::Proven},
-    cli::{Format, TraceArgs, prove_limit},
+    cli::{TraceArgs, prove_limit},
     kernel::{
         dwarf::DebugInfo,
         machine::{Machine, page_bytes},
@@ -45,7 +45,6 @@ use crate::{
         escape,
         known::Known,
         model::{Object, ReachSide},
-        text,
     },
     tracer::{
         LiveObject, Settings, SiteRecord, Snapshot, Tracer,
@@ -132,6 +131,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let filter = Filter::new(&args.cache)?;
     let baseline = args.baseline.as_deref().map(saved::read).transpose()?.map(|report| Known::of(&report));
     let output = Output::open(args.output.as_deref())?;
+    output.check(args.format)?;
     let kernel = probe::probe(root)?;
     let symbols = Arc::new(kernel.symbols);
     let debug = DebugInfo::open(&args.vmlinux, &symbols, root)?;
@@ -182,7 +182,11 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let attribution = Arc::new(Attribution { symbols, helpers: args.helper.clone() });
     let mut tracer = Tracer::new(&kernel.layout, sizes, settings, attribution, &loaded)?;
     let memory = Meminfo::current().context("cannot read /proc/meminfo")?;
-    let started = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+    let started = OffsetDateTime::now_utc()
+        .replace_nanosecond(0)
+        .unwrap_or_else(|_| OffsetDateTime::now_utc())
+        .format(&Rfc3339)
+        .unwrap_or_default();
     let accounts = profile::read(root, page_bytes());
     tracer.attach()?;
     // Once more, because the tables and programs themselves took slab memory.
@@ -233,11 +237,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         kmemleak::compare(&mut tracer, &snapshot, listed, &mut report)?;
     }
     report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
-    let text = match args.format {
-        Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
-        Format::Text => text::render(&report, &output.style(args.verbose, args.top as usize)),
-    };
-    output.write(&text)?;
+    output.tell(&report, args.format, args.verbose, args.top())?;
     Ok(judging::exit_code(&report, args))
 }
 

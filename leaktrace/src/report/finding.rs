@@ -169,15 +169,22 @@ pub struct Growth {
     /// `steady`, `bursty`, `step`, `plateau`, `sawtooth` or `unclear`.
     #[serde(default)]
     pub shape: Word,
+    /// Bytes of the survivors over time: seconds since the start, and bytes.
+    #[serde(default)]
+    pub points: Vec<(f32, f32)>,
 }
 
 /// Lifetimes of freed objects.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Lifetime {
     /// Half did not live longer.
     pub p50_us: Option<f64>,
     /// 99 of 100 did not live longer.
     pub p99_us: Option<f64>,
+    /// How many lived up to so many microseconds, and longer than the class before: the classes that are not empty, of a
+    /// sample. The last class has no end.
+    #[serde(default)]
+    pub classes: Vec<(f64, u64)>,
 }
 
 /// A process.

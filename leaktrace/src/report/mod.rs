@@ -4,6 +4,7 @@ pub mod columns;
 pub mod difference;
 pub mod finding;
 pub mod findings;
+pub mod forms;
 pub mod headline;
 pub mod kmemleak;
 pub mod known;

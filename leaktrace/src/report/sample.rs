@@ -47,8 +47,16 @@ pub fn finding(verdict: &'static str) -> Finding {
             p_value: Some(0.000_01),
             ticks: 37,
             shape: if grows { "steady" } else { "plateau" }.into(),
+            points: (0_u16..60)
+                .map(f32::from)
+                .map(|second| (second, if grows { second * 22_300.0 } else { 1_203_200.0 }))
+                .collect(),
         },
-        lifetime: Lifetime { p50_us: Some(800.0), p99_us: Some(3_800.0) },
+        lifetime: Lifetime {
+            p50_us: Some(800.0),
+            p99_us: Some(3_800.0),
+            classes: vec![(524.288, 90), (1_048.576, 200), (4_194.304, 12)],
+        },
         freed_by: vec![FreedBy { caller: "foo_remove+0x20 [foo]".to_owned(), percent: 98.0 }],
         linkage: Some(LinkageReport { looked_at: 48, linked: 0, held: 0, unreadable: 0 }),
         tasks: vec![

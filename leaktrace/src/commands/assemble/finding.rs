@@ -96,10 +96,16 @@ pub(super) fn finding(
             p_value: (evidence.growth.ticks >= 4).then_some(evidence.growth.p_value),
             ticks: evidence.growth.ticks,
             shape: evidence.growth.shape.word().into(),
+            points: site
+                .series
+                .points()
+                .map(|(seconds, objects)| (seconds as f32, (objects * f64::from(site.object_size)) as f32))
+                .collect(),
         },
         lifetime: Lifetime {
             p50_us: lifetime::percentile_us(&site.lifetimes, 0.5),
             p99_us: lifetime::percentile_us(&site.lifetimes, 0.99),
+            classes: lifetime::classes(&site.lifetimes),
         },
         freed_by,
         linkage: evidence.linkage.map(|linkage| LinkageReport {

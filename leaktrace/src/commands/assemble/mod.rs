@@ -47,7 +47,8 @@ pub(super) fn report(
         .enumerate()
         // Leaks are told however many there are.
         .take_while(|(index, judged)| {
-            *index < args.top as usize || judged.evidence.verdict() == crate::analysis::verdict::Verdict::Leak
+            *index < args.top() as usize
+                || judged.evidence.verdict() == crate::analysis::verdict::Verdict::Leak
         })
         .map(|(index, judged)| finding::finding(index + 1, judged, snapshot, surroundings, args))
         .collect();

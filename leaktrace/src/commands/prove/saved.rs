@@ -9,7 +9,7 @@ use tokio::time::Instant as Deadline;
 use super::{Pace, kind, makes_tables, open, pace, report, summary, word};
 use crate::{
     analysis::verdict::Proven,
-    cli::{Format, ProveArgs, prove_limit},
+    cli::{ProveArgs, prove_limit},
     commands::{output::Output, saved, stop::Stop},
     kernel::{
         machine::{Machine, boot_id},
@@ -17,7 +17,7 @@ use crate::{
         symbols::Symbols,
     },
     proof::Candidate,
-    report::{headline, model::Report, text},
+    report::{headline, model::Report},
 };
 
 /// Proves what can be proven, and tells the whole report with it.
@@ -27,6 +27,7 @@ use crate::{
 pub(in crate::commands) fn run(args: &ProveArgs) -> Result<()> {
     let mut whole = saved::read(&args.report)?;
     let output = Output::open(args.output.as_deref())?;
+    output.check(args.format)?;
     privilege::check()?;
     let now = boot_id(Path::new("/")).context("this kernel does not say which boot this is")?;
     if whole.machine.boot_id != now {
@@ -91,11 +92,8 @@ pub(in crate::commands) fn run(args: &ProveArgs) -> Result<()> {
     }
     whole.reachability = Some(report(&proof, candidates.len() as u64, 0));
     whole.headline = headline::headline(&whole);
-    let text = match args.format {
-        Format::Json => serde_json::to_string_pretty(&whole).context("cannot write JSON")? + "\n",
-        Format::Text => text::render(&whole, &output.style(false, whole.findings.len())),
-    };
-    output.write(&text)
+    let top = whole.findings.len() as u32;
+    output.tell(&whole, args.format, false, top)
 }
 
 /// The objects that a report lists of leaks and suspects, and where in it they are.

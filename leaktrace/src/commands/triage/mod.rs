@@ -73,7 +73,7 @@ pub(super) fn run(args: &TriageArgs) -> Result<ExitCode> {
         let answer = session.answer();
         if json { to_json(&answer)? } else { text::render(&answer, &style) }
     };
-    output.write(&answer)?;
+    output.write(answer.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 

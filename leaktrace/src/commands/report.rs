@@ -1,0 +1,20 @@
+//! `leaktrace report`: a saved report, told again.
+
+use anyhow::Result;
+
+use super::{output::Output, saved};
+use crate::cli::ReportArgs;
+
+/// Tells a report in a form.
+///
+/// # Errors
+/// When the file is no report, or the answer cannot be written.
+pub(super) fn run(args: &ReportArgs) -> Result<()> {
+    let output = Output::open(args.output.as_deref())?;
+    output.check(args.format)?;
+    let mut report = saved::read(&args.report)?;
+    let top = args.top.unwrap_or_else(|| args.format.top());
+    // Leaks are told however many there are.
+    report.findings.retain(|finding| finding.rank <= top as usize || finding.verdict == "leak");
+    output.tell(&report, args.format, args.verbose, top)
+}

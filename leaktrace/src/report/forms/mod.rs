@@ -1,0 +1,112 @@
+//! The report in the forms of other programs: pictures, profiles, tables, and text for a mail.
+
+mod folded;
+mod html;
+mod markdown;
+mod pprof;
+mod sheet;
+mod stacks;
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+
+use super::{
+    model::Report,
+    text::{self, Style},
+};
+
+/// A form of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// For reading.
+    Text,
+    /// For programs: all of it, as leaktrace.report/1.
+    Json,
+    /// A page for a browser, which needs nothing else.
+    Html,
+    /// For a mail or an issue.
+    Markdown,
+    /// One line for each finding.
+    Csv,
+    /// One line for each stack and its live bytes, for flame graphs.
+    Folded,
+    /// A flame graph of live bytes by stack.
+    Svg,
+    /// A heap profile, compressed.
+    Pprof,
+}
+
+impl Form {
+    /// Findings that are told of where nobody says how many: what is read from the top has few, what is searched has all that
+    /// matter.
+    pub fn top(self) -> u32 {
+        match self {
+            Self::Text | Self::Json | Self::Markdown => 10,
+            Self::Html | Self::Csv | Self::Folded | Self::Svg | Self::Pprof => 1_000,
+        }
+    }
+
+    /// Whether it is no text.
+    pub fn is_binary(self) -> bool {
+        self == Self::Pprof
+    }
+}
+
+/// Writes the report in a form; `style` is that of text.
+///
+/// # Errors
+/// When a library fails to.
+pub fn render(report: &Report, form: Form, style: &Style) -> Result<Vec<u8>> {
+    Ok(match form {
+        Form::Text => text::render(report, style).into_bytes(),
+        Form::Json => {
+            let mut json = serde_json::to_vec_pretty(report).context("cannot write JSON")?;
+            json.push(b'\n');
+            json
+        }
+        Form::Html => html::render(report)?.into_bytes(),
+        Form::Markdown => markdown::render(report).into_bytes(),
+        Form::Csv => sheet::render(report)?,
+        Form::Folded => folded::render(report).into_bytes(),
+        Form::Svg => folded::flame_graph(report)?.into_bytes(),
+        Form::Pprof => pprof::render(report)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    const FORMS: [Form; 8] =
+        [Form::Text, Form::Json, Form::Html, Form::Markdown, Form::Csv, Form::Folded, Form::Svg, Form::Pprof];
+
+    #[test]
+    fn each_form_tells_of_the_culprit_and_obeys_no_name() {
+        for verdict in ["leak", "suspect"] {
+            let mut report = sample::report(verdict);
+            report.findings[0].cache = "</script><img src=x onerror=alert(1)>\u{1b}[31m\"; `x`".into();
+            for form in FORMS {
+                let bytes = render(&report, form, &Style::default()).unwrap();
+                if form.is_binary() {
+                    continue;
+                }
+                let text = String::from_utf8(bytes).unwrap();
+                assert!(text.contains("foo_rx") || text.contains("foo_alloc_ctx"), "{form:?}: {text}");
+                assert!(!text.contains('\u{1b}'), "{form:?}");
+                if matches!(form, Form::Html | Form::Svg) {
+                    assert!(!text.contains("<img"), "{form:?}: {text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_report_without_findings_has_all_forms() {
+        let report = sample::report("none");
+        for form in FORMS {
+            let bytes = render(&report, form, &Style::default()).unwrap();
+            assert!(!bytes.is_empty() || form == Form::Folded, "{form:?}");
+        }
+    }
+}
