@@ -222,7 +222,10 @@ fn saved(report: &Value) -> Result<bool> {
     let right = after * 10 >= before * 9 && after <= before + MISSED as usize * 2;
     println!("  by a saved report: {after} unreachable, {before} before{}", mark(right));
     if !right {
-        println!("    {} {:?}", again["reachability"], fates(&again).values().take(20).collect::<Vec<_>>());
+        println!("    {}", again["reachability"]);
+        for side in items(&again["findings"]).map(|finding| &finding["proof"]["reachability"]) {
+            println!("    {} {}", side["orphans"], side["holders"]);
+        }
     }
     // Of another boot the addresses mean nothing.
     let mut other = report.clone();
