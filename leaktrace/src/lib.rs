@@ -1,7 +1,7 @@
 //! leaktrace finds kernel memory leaks on a running Linux.
 //!
 //! Data flows one way: [`tracer`] keeps what the eBPF programs saw, [`analysis`] judges it, and
-//! [`report`] tells; [`proof`] looks for pointers in memory. [`kernel`] is the one place that knows what the running kernel is and
+//! [`report`] tells; [`proof`] looks for pointers in memory, and [`screen`] is what `top` shows. [`kernel`] is the one place that knows what the running kernel is and
 //! offers, and [`proc`] reads what it says of itself.
 
 pub mod analysis;
@@ -11,5 +11,6 @@ pub mod kernel;
 pub mod proc;
 pub mod proof;
 pub mod report;
+pub mod screen;
 pub mod tracer;
 pub mod units;

@@ -36,7 +36,8 @@ pub(crate) fn test(offline: bool, run_guests: bool) -> Result<()> {
     let leaktrace = build(offline)?;
     // One test reads what strace shows of a run.
     need("strace", offline)?;
-    // And one reads a report in a browser.
+    // Others press keys on a terminal, and read a report in a browser.
+    need("tmux", offline)?;
     if ["chromium-browser", "google-chrome"].into_iter().all(|browser| find(browser).is_none()) {
         need("chromium", offline)?;
     }

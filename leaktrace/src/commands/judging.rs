@@ -11,13 +11,13 @@ use anyhow::Result;
 
 use super::{
     assemble::{self, Before},
-    trace::Surroundings,
+    session::Session,
 };
 use crate::{
     analysis::verdict::{self, Verdict},
     cli::{FailOn, TraceArgs},
-    report::{known::Known, model::Report},
-    tracer::{Snapshot, Tracer},
+    report::model::Report,
+    tracer::Tracer,
 };
 
 /// Judging takes this share of a core at most.
@@ -34,39 +34,41 @@ const FOUND: u8 = 3;
 /// What is needed to judge while tracing.
 pub(super) struct Judging<'a> {
     pub(super) args: &'a TraceArgs,
-    baseline: Option<&'a Known>,
     next: Instant,
 }
 
 impl<'a> Judging<'a> {
-    pub(super) fn new(args: &'a TraceArgs, baseline: Option<&'a Known>) -> Self {
+    pub(super) fn new(args: &'a TraceArgs) -> Self {
         let soonest = verdict::soonest(args.survivor_age().as_secs_f64());
-        Self { args, baseline, next: Instant::now() + Duration::from_secs_f64(soonest) }
+        Self { args, next: Instant::now() + Duration::from_secs_f64(soonest) }
     }
 
     /// Whether a leak is certain that no baseline has, if that is waited for.
     ///
     /// # Errors
     /// When the kernel refuses a look.
-    pub(super) fn has_leak(&mut self, tracer: &mut Tracer, surroundings: &mut Surroundings) -> Result<bool> {
+    pub(super) fn has_leak(&mut self, session: &mut Session) -> Result<bool> {
         let begun = Instant::now();
         if !self.args.until_leak || begun < self.next {
             return Ok(false);
         }
-        let snapshot = tracer.snapshot()?;
-        surroundings.refresh(Path::new("/"));
-        let look =
-            |snapshot: &Snapshot, which: &[usize], modules: &[&str]| tracer.linkage(snapshot, which, modules);
-        let judgement = assemble::judge(&snapshot, surroundings, None, &look);
+        let snapshot = session.tracer.snapshot()?;
+        session.surroundings.refresh(Path::new("/"));
+        let judgement = session.judge(&snapshot, None);
         let certain = judgement.judged.iter().any(|judged| judged.evidence.verdict() == Verdict::Leak);
         let found = certain && {
-            let report = assemble::report(&snapshot, judgement, None, surroundings, self.baseline, self.args);
+            let (surroundings, baseline) = (&session.surroundings, session.baseline.as_ref());
+            let report = assemble::report(&snapshot, judgement, None, surroundings, baseline);
             report.headline.verdict == "leak"
         };
-        // The clock also runs while others have the CPU: not for ever.
-        self.next = begun + (begun.elapsed() * SHARE).min(LONGEST);
+        self.next = after(begun);
         Ok(found)
     }
+}
+
+/// When to judge again after a judgement that begun then: the clock also runs while others have the CPU, so not too late.
+pub(super) fn after(begun: Instant) -> Instant {
+    begun + (begun.elapsed() * SHARE).min(LONGEST)
 }
 
 /// Drops dentries and inodes, and returns what was alive before. Where that is refused it is told,

@@ -5,6 +5,7 @@ mod attribute;
 mod check;
 mod compare;
 mod diff;
+mod filter;
 mod judging;
 mod kmemleak;
 mod objects;
@@ -15,7 +16,10 @@ mod prove;
 mod report;
 mod saved;
 mod selftest;
+mod session;
 mod stop;
+mod surroundings;
+mod top;
 mod trace;
 mod triage;
 
@@ -36,6 +40,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Prove(args)) => prove::saved::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Report(args)) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Top(args)) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Triage(args)) => triage::run(&args),
         None => trace::run(&cli.trace),
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 
-use super::trace::Surroundings;
+use super::surroundings::Surroundings;
 use crate::{
     report::model::Report,
     tracer::{LiveObject, Snapshot, Tracer},

@@ -91,7 +91,11 @@ fn percent(value: f64) -> String {
     if value > 99.0 && value < 100.0 { "99 %".into() } else { format!("{value:.0} %") }
 }
 
-fn in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
+/// Writes all of a finding.
+///
+/// # Errors
+/// As writing to `out` has.
+pub fn in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
     let known = if finding.known { " (known from the baseline)" } else { "" };
     let head = format!(
         "{:>2}  {}  {}{known}",

@@ -40,6 +40,14 @@ pub fn render(report: &Report, style: &Style) -> String {
     out
 }
 
+/// What was seen, missed, and what it cost.
+pub fn coverage_and_cost(report: &Report, style: &Style) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = coverage(&mut out, report, style).and_then(|()| cost(&mut out, report, style));
+    out
+}
+
 fn write_report(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     headline(out, report, style)?;
     if !report.findings.is_empty() {

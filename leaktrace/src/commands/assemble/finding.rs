@@ -5,7 +5,6 @@ use leaktrace_common::{FREED_BY_RCU, FREED_IN_BULK};
 use super::{Judged, Surroundings, words};
 use crate::{
     analysis::{accounts::Agreement, lifetime, verdict},
-    cli::TraceArgs,
     report::model::{
         AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Proof, ReachSide,
         Stack, Survivors, Task,
@@ -18,7 +17,6 @@ pub(super) fn finding(
     judged: &Judged<'_>,
     snapshot: &Snapshot,
     surroundings: &Surroundings,
-    args: &TraceArgs,
 ) -> Finding {
     let (site, evidence) = (judged.site, &judged.evidence);
     let size = u64::from(site.object_size);
@@ -31,7 +29,7 @@ pub(super) fn finding(
             frames: stack
                 .frames
                 .iter()
-                .take(args.stack_depth as usize)
+                .take(surroundings.scope.frames)
                 .flat_map(|&address| surroundings.places.frames(address))
                 .collect(),
         })
@@ -61,7 +59,7 @@ pub(super) fn finding(
         is_module: in_module.is_some(),
         module,
         evidence: {
-            let mut words = words::evidence(judged, snapshot, &freed_by, &call_site, args);
+            let mut words = words::evidence(judged, snapshot, &freed_by, &call_site, surroundings.scope);
             words.extend(reachability.iter().flat_map(ReachSide::sentences));
             words.extend(accounts.as_ref().map(words::account));
             words

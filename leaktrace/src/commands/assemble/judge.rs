@@ -287,7 +287,7 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
         seen: site.seen,
         object_size: site.object_size,
         growth: growth::measure(&points),
-        min_age_s: surroundings.min_age_s,
+        min_age_s: surroundings.scope.min_age.as_secs_f64(),
         window_s: snapshot.duration.as_secs_f64(),
         lifetime_s: lifetime::percentile_us(&site.lifetimes, 0.999).map(|us| us / 1e6),
         reclaimable: is_reclaimable(surroundings, &site.cache),

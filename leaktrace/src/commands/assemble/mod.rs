@@ -15,9 +15,8 @@ use rustc_hash::FxHashMap;
 
 pub(super) use self::judge::{Before, Judgement, before, judge};
 use self::judge::{Checks, Judged};
-use super::trace::Surroundings;
+use super::surroundings::Surroundings;
 use crate::{
-    cli::TraceArgs,
     kernel::machine::boot_id,
     report::{
         headline,
@@ -37,7 +36,6 @@ pub(super) fn report(
     shaken: Option<&Before>,
     surroundings: &Surroundings,
     baseline: Option<&Known>,
-    args: &TraceArgs,
 ) -> Report {
     let Judgement { judged, refuted, checks, look_error } = judgement;
     let modules = modules(&judged);
@@ -47,10 +45,10 @@ pub(super) fn report(
         .enumerate()
         // Leaks are told however many there are.
         .take_while(|(index, judged)| {
-            *index < args.top() as usize
+            *index < surroundings.scope.findings
                 || judged.evidence.verdict() == crate::analysis::verdict::Verdict::Leak
         })
-        .map(|(index, judged)| finding::finding(index + 1, judged, snapshot, surroundings, args))
+        .map(|(index, judged)| finding::finding(index + 1, judged, snapshot, surroundings))
         .collect();
     if let Some(baseline) = baseline {
         baseline.mark(&mut findings);
@@ -71,7 +69,7 @@ pub(super) fn report(
             duration_s: snapshot.duration.as_secs_f64(),
             ticks: snapshot.ticks,
             scans: snapshot.scans,
-            min_age_s: args.survivor_age().as_secs_f64(),
+            min_age_s: surroundings.scope.min_age.as_secs_f64(),
         },
         headline: Headline::default(),
         coverage,

@@ -8,7 +8,7 @@ use crate::{
         lifetime,
         verdict::{self, Open, Verdict},
     },
-    cli::TraceArgs,
+    commands::surroundings::Scope,
     report::model::{AccountSide, Frame, FreedBy},
     tracer::Snapshot,
     units,
@@ -20,9 +20,9 @@ pub(super) fn evidence(
     snapshot: &Snapshot,
     freed_by: &[FreedBy],
     call_site: &Frame,
-    args: &TraceArgs,
+    scope: Scope,
 ) -> Vec<String> {
-    let mut words = vec![survivors(judged, snapshot, call_site, args)];
+    let mut words = vec![survivors(judged, snapshot, call_site, scope)];
     words.extend(lifetimes(judged));
     words.push(growth(judged));
     if judged.evidence.replaces {
@@ -76,14 +76,14 @@ pub(super) fn account(side: &AccountSide) -> String {
     )
 }
 
-fn survivors(judged: &Judged<'_>, snapshot: &Snapshot, call_site: &Frame, args: &TraceArgs) -> String {
+fn survivors(judged: &Judged<'_>, snapshot: &Snapshot, call_site: &Frame, scope: Scope) -> String {
     let site = judged.site;
     let window = units::seconds(snapshot.duration.as_secs_f64());
     let ages = format!(
         "the oldest {} old; {} older than {}",
         units::seconds(site.oldest_s),
         units::count(site.survivors),
-        units::seconds(args.survivor_age().as_secs_f64()),
+        units::seconds(scope.min_age.as_secs_f64()),
     );
     if site.owner.is_some() {
         return format!(

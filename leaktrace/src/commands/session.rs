@@ -1,0 +1,308 @@
+//! A trace that is going on: programs on their hooks, what was read around them, and reports of how things stand.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use procfs::{Current as _, Meminfo};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::{runtime::Runtime, time::Instant as Deadline};
+
+use super::{
+    assemble::{self, Before, Judgement},
+    attribute::Attribution,
+    filter::Filter,
+    objects,
+    probe::Kernel,
+    saved,
+    stop::Stop,
+    surroundings::{Scope, Surroundings},
+};
+use crate::{
+    analysis::accounts::Accounts,
+    cli::WatchArgs,
+    kernel::{
+        dwarf::DebugInfo,
+        machine::{Machine, page_bytes},
+        modules,
+        places::Places,
+    },
+    proc::{
+        profile,
+        slab::{self, CacheTraits, SlabCache},
+    },
+    report::{escape, known::Known, model::Report},
+    tracer::{
+        Settings, Snapshot, Tick, Tracer,
+        hooks::{Family, UNSEEN},
+        sizes::Sizes,
+    },
+    units,
+};
+
+/// Frames that the tracing itself and the allocator put on a stack before the call site's.
+const OWN_FRAMES: u32 = 6;
+/// Part of an interval in which the kernel measures the programs, which slows them a little.
+const MEASURED_PART: u32 = 20;
+/// Intervals that are measured: the first ones, and one in so many later on. To switch measuring on and
+/// off the kernel changes its code on all CPUs.
+const MEASURED_FIRST: u64 = 3;
+const MEASURED_LATER: u64 = 8;
+
+/// How a session is run, beside what is traced.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    /// Age from which a live object counts as a survivor.
+    pub(super) min_age: Duration,
+    /// Findings that are reported.
+    pub(super) top: u32,
+    /// Whether the programs' own messages are wanted.
+    pub(super) verbose: bool,
+    /// Whether nothing but errors is.
+    pub(super) quiet: bool,
+}
+
+/// A trace that is going on.
+pub(super) struct Session {
+    pub(super) stop: Stop,
+    pub(super) tracer: Tracer,
+    pub(super) surroundings: Surroundings,
+    pub(super) baseline: Option<Known>,
+    filter: Filter,
+    interval: Duration,
+    nth: u64,
+}
+
+/// Why a tick ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// The interval is over.
+    Tick,
+    /// A signal came.
+    Stopped,
+}
+
+/// What signals and timers need.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")
+}
+
+impl Session {
+    /// Makes the tables, loads the programs, and attaches them. To be called inside a runtime.
+    ///
+    /// # Errors
+    /// What is wrong with the request or with this kernel.
+    pub(super) fn begin(kernel: Kernel, args: &WatchArgs, how: &How) -> Result<Self> {
+        let root = Path::new("/");
+        let filter = Filter::new(&args.cache)?;
+        let baseline =
+            args.baseline.as_deref().map(saved::read).transpose()?.map(|report| Known::of(&report));
+        let symbols = Arc::new(kernel.symbols);
+        let debug = DebugInfo::open(&args.vmlinux, &symbols, root)?;
+        let places = Places::new(Arc::clone(&symbols), debug, root);
+        let note = |text: &str| {
+            if !how.quiet {
+                eprintln!("note: {}", escape(text));
+            }
+        };
+        if let Some(text) = places.note() {
+            note(text);
+        }
+        let slabinfo = slab::read_slabinfo(root);
+        let slabinfo_error = slabinfo.as_ref().err().map(|error| format!("{error:#}"));
+        if let Some(error) = &slabinfo_error {
+            note(&format!("{error}: what is traced cannot be compared with it"));
+        }
+        let before = slabinfo.ok();
+        let traits = slab::read_traits(root, before.iter().flatten().map(|(name, _)| name.as_str()));
+        let settings = settings(args, how, &filter, before.as_ref(), &traits);
+        if settings.filter_caches && settings.caches.is_empty() {
+            note("no slab cache has such a name now: one is recorded as soon as it appears");
+        }
+        let loaded: Vec<_> = args
+            .modules()
+            .into_iter()
+            .filter_map(|module| modules::text(root, &module, &symbols).map(|text| (module, text)))
+            .collect();
+        for module in args.modules() {
+            if !loaded.iter().any(|(name, _)| *name == module) {
+                note(&format!("module {module} is not loaded: waiting for it"));
+            }
+        }
+        let sizes = Sizes::choose(&kernel.machine, args.max_objects)?;
+        // Before anything is attached, so that no signal finds the default action.
+        let stop = Stop::new().context("cannot catch signals")?;
+        let attribution = Arc::new(Attribution { symbols, helpers: args.helper.clone() });
+        let mut tracer = Tracer::new(&kernel.layout, sizes, settings, attribution, &loaded)?;
+        let memory = Meminfo::current().context("cannot read /proc/meminfo")?;
+        let now = OffsetDateTime::now_utc();
+        let started = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
+        let accounts = profile::read(root, page_bytes());
+        tracer.attach()?;
+        // Once more, because the tables and programs themselves took slab memory.
+        let before = before.and_then(|_| slab::read_slabinfo(root).ok());
+        if !how.quiet {
+            eprintln!("{}", banner(&kernel.machine, &tracer, args));
+        }
+        let surroundings = Surroundings {
+            started,
+            machine: kernel.machine,
+            slabinfo: before.map(|before| (before.clone(), before)),
+            traits,
+            memory: (memory.clone(), memory),
+            places,
+            no_page_lookup: kernel.layout.no_page_lookup,
+            slabinfo_error,
+            scope: Scope {
+                min_age: how.min_age,
+                findings: how.top as usize,
+                frames: args.stack_depth as usize,
+            },
+            accounts: accounts.map(|places| (places, Accounts::default())),
+            proofs: None,
+        };
+        Ok(Self { stop, tracer, surroundings, baseline, filter, interval: args.interval, nth: 0 })
+    }
+
+    /// Waits for the next tick, or for a moment that comes before, and looks at the tables then.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub(super) async fn tick(&mut self, begun: Deadline, end: Deadline) -> Result<(Woken, Tick)> {
+        let next = (begun + self.interval).min(end);
+        let measures = self.nth < MEASURED_FIRST || self.nth.is_multiple_of(MEASURED_LATER);
+        self.nth += 1;
+        if measures {
+            self.tracer.begin_measuring();
+        }
+        let measured = (Deadline::now() + self.interval / MEASURED_PART).min(end);
+        let stopped = self.stop.wait_until(measured).await;
+        self.tracer.end_measuring();
+        self.learn();
+        if stopped || self.rest(next).await? == Woken::Stopped {
+            return Ok((Woken::Stopped, Tick::default()));
+        }
+        let tick = self.tracer.tick()?;
+        self.tracer.admit_caches(|name| self.filter.matches(name, None));
+        Ok((Woken::Tick, tick))
+    }
+
+    /// Waits, but relieves the tables whenever they fill up.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub(super) async fn rest(&mut self, deadline: Deadline) -> Result<Woken> {
+        let interval = self.tracer.relief_interval();
+        loop {
+            if self.stop.wait_until((Deadline::now() + interval).min(deadline)).await {
+                return Ok(Woken::Stopped);
+            }
+            self.tracer.relieve()?;
+            self.learn();
+            if Deadline::now() >= deadline {
+                return Ok(Woken::Tick);
+            }
+        }
+    }
+
+    /// Reads the symbols of watched modules as soon as they are loaded: they may be gone at the end.
+    fn learn(&mut self) {
+        if !self.tracer.watch_modules() {
+            return;
+        }
+        let (mut names, mut code) = (Vec::new(), Vec::new());
+        for stay in self.tracer.stays().iter().filter(|stay| stay.removed_ns.is_none()) {
+            names.push(stay.module.clone());
+            code.extend(stay.ranges.iter().map(|&(start, end)| start..end));
+        }
+        self.surroundings.places.learn(Path::new("/"), &names, code);
+    }
+
+    /// Judges what a snapshot shows.
+    pub(super) fn judge<'a>(&self, snapshot: &'a Snapshot, shaken: Option<&Before>) -> Judgement<'a> {
+        let look = |snapshot: &Snapshot, which: &[usize], modules: &[&str]| {
+            self.tracer.linkage(snapshot, which, modules)
+        };
+        assemble::judge(snapshot, &self.surroundings, shaken, &look)
+    }
+
+    /// The report on how things stand now, while tracing goes on.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub(super) fn look(&mut self) -> Result<Report> {
+        self.surroundings.refresh(Path::new("/"));
+        let snapshot = self.tracer.snapshot()?;
+        self.report(&snapshot, None)
+    }
+
+    /// The report on a snapshot, with the objects of leaks and suspects.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub(super) fn report(&mut self, snapshot: &Snapshot, shaken: Option<&Before>) -> Result<Report> {
+        let begun = Instant::now();
+        let judgement = self.judge(snapshot, shaken);
+        let baseline = self.baseline.as_ref();
+        let mut report = assemble::report(snapshot, judgement, shaken, &self.surroundings, baseline);
+        objects::list(&mut self.tracer, snapshot, &self.surroundings, &mut report)?;
+        report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
+        Ok(report)
+    }
+}
+
+fn banner(machine: &Machine, tracer: &Tracer, args: &WatchArgs) -> String {
+    let (attached, failed): (Vec<_>, Vec<_>) = tracer.hooks().iter().partition(|state| state.error.is_none());
+    let families: Vec<_> = args.families().into_iter().map(Family::word).collect();
+    let unseen = UNSEEN.iter().filter(|unseen| args.families().contains(&unseen.family)).count();
+    let blind = match failed.len() + unseen {
+        0 => "no blind spots".to_owned(),
+        spots => units::plural(spots, "blind spot"),
+    };
+    format!(
+        "Tracing kernel memory on {} ({}, {} CPUs): {}; {} hooks, {blind}; tables for {} objects take {} of kernel memory. Ctrl-C ends early.",
+        escape(&machine.release),
+        machine.architecture,
+        machine.online_cpus,
+        families.join(", "),
+        attached.len(),
+        units::count(tracer.max_objects()),
+        units::bytes(tracer.table_bytes() as f64),
+    )
+}
+
+fn settings(
+    args: &WatchArgs,
+    how: &How,
+    filter: &Filter,
+    slabinfo: Option<&BTreeMap<String, SlabCache>>,
+    traits: &HashMap<String, CacheTraits>,
+) -> Settings {
+    let caches = slabinfo
+        .into_iter()
+        .flat_map(BTreeMap::keys)
+        .filter(|name| filter.is_on() && filter.matches(name, traits.get(*name)))
+        .cloned()
+        .collect();
+    Settings {
+        stack_share: args.overhead / 100.0,
+        stack_depth: if args.stack_depth == 0 { 0 } else { args.stack_depth + OWN_FRAMES },
+        min_size: args.min_size,
+        max_size: args.max_size.unwrap_or(u32::MAX),
+        filter_caches: filter.is_on(),
+        caches,
+        families: args.families(),
+        modules: args.modules(),
+        refused: args.refuse.clone(),
+        min_age: how.min_age,
+        interval: args.interval,
+        verbose: how.verbose,
+    }
+}

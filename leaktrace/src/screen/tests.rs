@@ -1,0 +1,119 @@
+//! The screen, on a terminal that is only a buffer.
+
+use ratatui::{Terminal, backend::TestBackend};
+
+use super::*;
+use crate::report::sample;
+
+fn drawn(screen: &mut Screen, width: u16, height: u16) -> String {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| screen.draw(frame)).unwrap();
+    let buffer = terminal.backend().buffer();
+    (0..height)
+        .map(|y| {
+            let line: String = (0..width).map(|x| buffer[(x, y)].symbol()).collect();
+            line.trim_end().to_owned() + "\n"
+        })
+        .collect()
+}
+
+fn screen() -> Screen {
+    let mut report = sample::report("leak");
+    for (rank, verdict) in ["suspect", "plateau", "cache"].into_iter().enumerate() {
+        let mut finding = sample::finding(verdict);
+        finding.rank = rank + 2;
+        finding.cache = format!("{verdict}_cache");
+        finding.live.bytes = 1_000 + rank as u64 * 5_000_000;
+        report.findings.push(finding);
+    }
+    let mut screen = Screen::default();
+    screen.show(report);
+    screen.tick(Busy { events_per_s: 123_456.0, live: 20_408, elapsed_s: 61.0 });
+    screen
+}
+
+fn press(screen: &mut Screen, keys: &[KeyCode]) {
+    for &key in keys {
+        assert_eq!(screen.press(KeyEvent::new(key, KeyModifiers::NONE)), Wish::Draw);
+    }
+}
+
+const fn letter(c: char) -> KeyCode {
+    KeyCode::Char(c)
+}
+
+#[test]
+fn lists_and_a_finding_fit_a_terminal() {
+    let mut screen = screen();
+    insta::assert_snapshot!("findings_80x24", drawn(&mut screen, 80, 24));
+    insta::assert_snapshot!("findings_140x24", drawn(&mut screen, 140, 24));
+    press(&mut screen, &[KeyCode::Enter]);
+    insta::assert_snapshot!("full_80x24", drawn(&mut screen, 80, 60));
+    press(&mut screen, &[KeyCode::Esc, KeyCode::Tab]);
+    insta::assert_snapshot!("caches_80x24", drawn(&mut screen, 80, 24));
+    press(&mut screen, &[KeyCode::Tab, KeyCode::Tab, letter('?')]);
+    insta::assert_snapshot!("help_80x24", drawn(&mut screen, 80, 24));
+}
+
+#[test]
+fn keys_find_their_way() {
+    let mut screen = screen();
+    press(&mut screen, &[letter('j'), letter('j')]);
+    assert_eq!(screen.chosen.as_ref().unwrap().2, "plateau_cache");
+    // It stays chosen when the order changes.
+    press(&mut screen, &[letter('s')]);
+    let findings = screen.findings();
+    assert_eq!(findings[0].cache, "cache_cache");
+    assert_eq!(screen.chosen_index(&findings), 1);
+    press(&mut screen, &[KeyCode::End, KeyCode::PageDown, KeyCode::Home, KeyCode::Up]);
+    assert_eq!(screen.chosen.as_ref().unwrap().2, "cache_cache");
+    // A filter has all its words, in any field.
+    press(&mut screen, &[letter('/')]);
+    for c in "KWORKER suspect".chars() {
+        press(&mut screen, &[letter(c)]);
+    }
+    press(&mut screen, &[KeyCode::Enter]);
+    assert_eq!(screen.findings().len(), 1);
+    press(&mut screen, &[letter('/'), letter('x'), letter('q')]);
+    assert!(screen.findings().is_empty(), "q is a letter there");
+    assert!(drawn(&mut screen, 80, 24).contains("nothing has all these words"));
+    press(&mut screen, &[KeyCode::Enter, KeyCode::Enter, KeyCode::Esc]);
+    assert_eq!(screen.findings().len(), 4);
+    press(&mut screen, &[letter('p')]);
+    assert!(screen.is_paused() && drawn(&mut screen, 80, 24).contains("PAUSED"));
+    assert_eq!(screen.press(KeyEvent::new(letter('q'), KeyModifiers::NONE)), Wish::Quit);
+    assert_eq!(screen.press(KeyEvent::new(letter('c'), KeyModifiers::CONTROL)), Wish::Quit);
+}
+
+#[test]
+fn any_size_is_survived() {
+    let mut screen = screen();
+    for tab in Tab::ALL {
+        screen.turn_to(tab);
+        for (width, height) in [(1, 1), (40, 8), (41, 9), (79, 5), (300, 100)] {
+            drawn(&mut screen, width, height);
+        }
+    }
+    press(&mut screen, &[KeyCode::Tab, KeyCode::Enter, KeyCode::End]);
+    for (width, height) in [(1, 1), (40, 8), (300, 100)] {
+        drawn(&mut screen, width, height);
+    }
+    let mut waiting = Screen::default();
+    assert!(drawn(&mut waiting, 80, 24).contains("Waiting"));
+    press(&mut waiting, &[KeyCode::Enter, KeyCode::Down, KeyCode::Tab, KeyCode::Down]);
+    drawn(&mut waiting, 80, 24);
+}
+
+#[test]
+fn no_name_is_obeyed() {
+    let mut screen = screen();
+    for finding in &mut screen.report.as_mut().unwrap().findings {
+        finding.cache = "\u{1b}[2J\u{202e}".to_owned();
+        finding.responsible.symbol = Some("\u{1b}]0;x\u{7}".to_owned());
+    }
+    press(&mut screen, &[KeyCode::Enter]);
+    for mode in [Mode::Full, Mode::List] {
+        screen.mode = mode;
+        assert!(!drawn(&mut screen, 140, 60).contains(['\u{1b}', '\u{7}', '\u{202e}']));
+    }
+}
