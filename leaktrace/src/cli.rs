@@ -42,7 +42,11 @@ pub enum Command {
     ///
     /// Reads /proc/kcore. What nothing points to is leaked beyond doubt; of the rest it says who holds it.
     Prove(ProveArgs),
-    /// Tell a report (JSON) again, in another form: a page, a flame graph, a heap profile, a table, a mail.
+    /// Trace for hours or weeks, into a file: where every site stands at each tick, and a report now and then.
+    ///
+    /// What was written is readable whatever happens. Tell it with `leaktrace report`, on any machine.
+    Record(RecordArgs),
+    /// Tell a report (JSON) or a recording again, in any form: a page, a flame graph, a heap profile, a table, a mail.
     Report(ReportArgs),
     /// Watch findings, caches and modules as they are now, on a terminal; ? tells the keys.
     Top(TopArgs),
@@ -86,12 +90,45 @@ pub struct TopArgs {
     pub watch: WatchArgs,
 }
 
+/// Options of `leaktrace record`.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// The recording; one that is there is replaced.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// How long to record [default: until Ctrl-C].
+    #[arg(short, long, value_name = "TIME", value_parser = parse_window)]
+    pub duration: Option<Duration>,
+    /// Bytes to keep: at half of them the file becomes FILE.1, in the place of an older one, and a new one is begun.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_max_file)]
+    pub max_file: u64,
+    /// What is traced.
+    #[command(flatten)]
+    pub watch: WatchArgs,
+    /// Nothing on standard error but errors.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Less has no room for a report.
+const SMALLEST_FILE: u64 = 1 << 20;
+
+fn parse_max_file(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        bytes if bytes < SMALLEST_FILE => Err("expected 1MiB or more".into()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// Options of `leaktrace report`.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// The report, or - for standard input.
-    #[arg(value_name = "REPORT")]
+    /// The report or the recording, or - for a report on standard input.
+    #[arg(value_name = "FILE")]
     pub report: PathBuf,
+    /// Of a recording: how things stood so long after its start [default: at its end].
+    #[arg(long, value_name = "TIME", value_parser = parse_window)]
+    pub at: Option<Duration>,
     /// Form of the report.
     #[arg(long, value_enum, default_value_t = Form::Text)]
     pub format: Form,
@@ -228,6 +265,7 @@ impl Cli {
     fn watch(&self) -> &WatchArgs {
         match &self.command {
             Some(Command::Top(args)) => &args.watch,
+            Some(Command::Record(args)) => &args.watch,
             _ => &self.trace.watch,
         }
     }

@@ -10,6 +10,7 @@ pub mod commands;
 pub mod kernel;
 pub mod proc;
 pub mod proof;
+pub mod recording;
 pub mod report;
 pub mod screen;
 pub mod tracer;

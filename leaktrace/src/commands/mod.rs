@@ -13,6 +13,7 @@ mod output;
 mod probe;
 mod progress;
 mod prove;
+mod record;
 mod report;
 mod saved;
 mod selftest;
@@ -39,6 +40,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Diff(args)) => diff::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Prove(args)) => prove::saved::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Record(args)) => record::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Report(args)) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Top(args)) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Triage(args)) => triage::run(&args),

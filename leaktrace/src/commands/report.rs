@@ -12,7 +12,7 @@ use crate::cli::ReportArgs;
 pub(super) fn run(args: &ReportArgs) -> Result<()> {
     let output = Output::open(args.output.as_deref())?;
     output.check(args.format)?;
-    let mut report = saved::read(&args.report)?;
+    let mut report = saved::read_at(&args.report, args.at.map(|at| at.as_secs_f64()))?;
     let top = args.top.unwrap_or_else(|| args.format.top());
     // Leaks are told however many there are.
     report.findings.retain(|finding| finding.rank <= top as usize || finding.verdict == "leak");

@@ -8,19 +8,36 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::report::model::{Report, SCHEMA};
+use crate::{
+    recording,
+    report::model::{Report, SCHEMA},
+};
 
 /// A larger file is no report.
 const LARGEST: u64 = 256 << 20;
 
-/// Reads a report, from standard input where the path is `-`.
+/// Reads a report, from standard input where the path is `-`; of a recording the last one.
 ///
 /// # Errors
-/// When the file cannot be read or is no report of this version.
+/// When the file cannot be read or has no report of this version.
 pub(super) fn read(path: &Path) -> Result<Report> {
+    read_at(path, None)
+}
+
+/// The same, but of a recording the last report up to so many seconds after its start.
+///
+/// # Errors
+/// As [`read`], and when a moment is asked for of what is no recording.
+pub(super) fn read_at(path: &Path, at_s: Option<f64>) -> Result<Report> {
     let name = path.display();
-    let mut text = String::new();
-    let read = |reader: &mut dyn Read, text: &mut String| reader.take(LARGEST + 1).read_to_string(text);
+    if path != Path::new("-") && recording::is_recording(path).is_ok_and(|is| is) {
+        return recording::read(path, at_s);
+    }
+    if at_s.is_some() {
+        bail!("--at is for recordings, and {name} is none");
+    }
+    let mut text = Vec::new();
+    let read = |reader: &mut dyn Read, text: &mut Vec<u8>| reader.take(LARGEST + 1).read_to_end(text);
     let result = if path == Path::new("-") {
         read(&mut io::stdin().lock(), &mut text)
     } else {
@@ -31,7 +48,7 @@ pub(super) fn read(path: &Path) -> Result<Report> {
         bail!("{name} is too large for a report");
     }
     let value: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| format!("{name} is no report: it is no JSON"))?;
+        serde_json::from_slice(&text).with_context(|| format!("{name} is no report: it is no JSON"))?;
     match value["schema"].as_str() {
         Some(SCHEMA) => {}
         Some(other) => bail!("{name} has the schema {other}, not {SCHEMA}"),

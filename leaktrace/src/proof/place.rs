@@ -6,11 +6,12 @@ use super::{
     areas::{Area, OnStack},
     free_pages,
     scan::Scan,
+    state,
     targets::Stands,
 };
 use crate::{
     analysis::blame,
-    proc::kpageflags::{BUDDY, COMPOUND_TAIL, SLAB},
+    proc::kpageflags::{BUDDY, COMPOUND_TAIL, SLAB, is_users},
 };
 
 /// Pages of the largest slabs (`slab_max_order`).
@@ -21,6 +22,8 @@ pub(super) const AREAS: &str = "vmap_area";
 const ENTRY_STACK: &str = "entry_stack_storage";
 /// The CPUs' free pages are looked up again after this time.
 const FRESH: Duration = Duration::from_millis(500);
+/// And after this one for a page of which nothing else is known.
+const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// Where a pointer was found, and what that is.
 #[derive(Clone, Debug)]
@@ -66,6 +69,17 @@ impl What {
     }
 }
 
+/// What a page of which nothing was known is when it is looked up again.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Now {
+    /// Free, or a user's.
+    Free,
+    /// A part of the slab that begins with this page frame.
+    Slab(u64),
+    /// The kernel's.
+    Page,
+}
+
 /// Memory that nobody uses any more, with an old pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Old {
@@ -107,7 +121,7 @@ impl Scan<'_> {
             self.find_heads();
         }
         if self.chunk.heads[index].is_some() || self.chunk.flags[index] & SLAB != 0 {
-            return self.in_slab(address, index).unwrap_or(Whose::Root(What::Page));
+            return self.in_slab(address, index).unwrap_or_else(|| self.now(frame, address));
         }
         if let Some(variable) = self.memory.in_image(address) {
             return if self.memory.is_note(variable) {
@@ -137,7 +151,44 @@ impl Scan<'_> {
         if self.stacks.contains(&frame) {
             return Whose::Old(Old::Bookkeeping);
         }
-        Whose::Root(What::Page)
+        self.now(frame, address)
+    }
+
+    /// Whose a page's content is of which nothing else is known: it may have become free, a user's or a slab since the pages
+    /// were looked up, and what was read of it be what it was before.
+    fn now(&mut self, frame: u64, address: u64) -> Whose {
+        if !self.chunk.unknown.contains_key(&frame) {
+            let flags = state::one(self.flags, frame).unwrap_or(0);
+            let was_given_back = flags & BUDDY != 0 || is_users(flags) || {
+                if self.free.0.elapsed() > AT_ONCE {
+                    self.free = (Instant::now(), free_pages::of_cpus(self.memory));
+                }
+                self.free.1.contains(&frame)
+            };
+            let now = if was_given_back {
+                Now::Free
+            } else if flags & SLAB != 0 {
+                state::head(self.flags, frame, flags).map_or(Now::Page, |(head, _)| Now::Slab(head))
+            } else {
+                Now::Page
+            };
+            self.chunk.unknown.insert(frame, now);
+        }
+        match self.chunk.unknown[&frame] {
+            Now::Free => Whose::Old(Old::FreePage),
+            Now::Slab(head) => self.in_new_slab(head, address).unwrap_or(Whose::Root(What::Page)),
+            Now::Page => Whose::Root(What::Page),
+        }
+    }
+
+    fn in_new_slab(&mut self, head: u64, address: u64) -> Option<Whose> {
+        let base = self.memory.address(head);
+        if self.slab.as_ref().is_none_or(|slab| slab.base != base) {
+            let mut page = vec![0; (self.memory.layout.page.size / 8) as usize];
+            self.memory.core.words(self.memory.page(head), &mut page).ok()?;
+            self.slab = self.slabs.slab(&page, base);
+        }
+        self.in_this_slab(address)
     }
 
     /// Whose a word of a `struct page` is.
@@ -196,6 +247,10 @@ impl Scan<'_> {
             let page = &self.chunk.pages[head as usize * words..(head as usize + 1) * words];
             self.slab = self.slabs.slab(page, base);
         }
+        self.in_this_slab(address)
+    }
+
+    fn in_this_slab(&mut self, address: u64) -> Option<Whose> {
         let slab = self.slab.as_ref()?;
         let cache = self.slabs.cache(slab.cache)?.clone();
         let (start, free) = slab.object_at(&cache, address)?;

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     areas::Areas,
     free_pages,
     memmap::MemoryMap,
     memory::Memory,
-    place::{AREAS, Old, Place, What, Whose},
+    place::{AREAS, Now, Old, Place, What, Whose},
     slabs::{Slab, Slabs},
     targets::{Pointed, Stands, Targets},
 };
@@ -91,6 +91,8 @@ pub(super) struct Chunk {
     pub(super) pages: Vec<u64>,
     /// Of each page of a slab the first page; empty until it is asked for.
     pub(super) heads: Vec<Option<u32>>,
+    /// Pages that were looked up once more.
+    pub(super) unknown: FxHashMap<u64, Now>,
 }
 
 /// Looks at all memory once.
@@ -222,6 +224,7 @@ impl Scan<'_> {
         self.chunk.flags.resize(count, 0);
         self.chunk.pages.resize(count * (self.memory.layout.page.size / 8) as usize, 0);
         self.chunk.heads.clear();
+        self.chunk.unknown.clear();
         self.slab = None;
         // First the pages, then the flags: what is still free then was free before.
         let pages = self.memory.page(first);

@@ -149,14 +149,15 @@ fn are_entries(words: &[u64]) -> bool {
     words.iter().all(|&word| word == 0 || word & MARKS != 0 && word & ADDRESS != 0 && word & TOO_MUCH == 0)
 }
 
-fn one(flags: &PageFlags, frame: u64) -> Result<u64> {
+/// The flags of one page.
+pub(super) fn one(flags: &PageFlags, frame: u64) -> Result<u64> {
     let mut one = [0];
     flags.read(frame, &mut one)?;
     Ok(one[0])
 }
 
 /// The first page of the slab that a page is in, and its flags.
-fn head(flags: &PageFlags, frame: u64, of_page: u64) -> Result<(u64, u64)> {
+pub(super) fn head(flags: &PageFlags, frame: u64, of_page: u64) -> Result<(u64, u64)> {
     let mut at = frame;
     let mut of_page = of_page;
     while of_page & COMPOUND_TAIL != 0 && at > frame.saturating_sub(MOST_PAGES) {

@@ -55,6 +55,9 @@ pub struct Finding {
     pub survivors: Survivors,
     /// How it grows.
     pub growth: Growth,
+    /// Its live objects over time, of a recording: seconds since the start, and objects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recorded: Vec<(f32, f32)>,
     /// How long freed objects had lived.
     pub lifetime: Lifetime,
     /// Who frees its objects, the most frequent first.

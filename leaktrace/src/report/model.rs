@@ -64,6 +64,28 @@ pub struct Report {
     /// What went away when caches were dropped, with `--shake`.
     #[serde(default)]
     pub shake: Option<Shake>,
+    /// What a recording has, of a report that was read from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<Recorded>,
+}
+
+/// What a recording has up to its report.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Recorded {
+    /// Ticks.
+    pub ticks: u64,
+    /// When the last tick was, since the start.
+    pub until_s: f64,
+    /// Reports.
+    pub reports: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Sites that were seen.
+    pub sites: u64,
+    /// `MemAvailable` over time: seconds since the start, and kilobytes.
+    pub available_kb: Vec<(f32, f32)>,
+    /// What is wrong with the file, if its end cannot be read.
+    pub damage: Option<String>,
 }
 
 /// What a place in the kernel's source holds.

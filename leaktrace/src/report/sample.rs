@@ -37,6 +37,7 @@ pub fn finding(verdict: &'static str) -> Finding {
         is_module: true,
         in_module: Some(responsible.clone()),
         split: leak,
+        recorded: Vec::new(),
         allocated: 5_102,
         freed: if grows { 0 } else { 4_000 },
         implicit_frees: 0,
@@ -174,6 +175,7 @@ pub fn report(verdict: &'static str) -> Report {
         kmemleak: None,
         reachability: None,
         shake: None,
+        recorded: None,
     };
     report.headline = super::headline::headline(&report);
     report

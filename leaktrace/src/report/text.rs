@@ -93,6 +93,20 @@ fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
         );
         said(out, style, "0", "", &text)?;
     }
+    if let Some(recorded) = &report.recorded {
+        let text = format!(
+            "From a recording: {} in {}, {} of {} sites.{}",
+            units::plural(recorded.ticks as usize, "tick"),
+            units::seconds(recorded.until_s),
+            units::bytes(recorded.bytes as f64),
+            units::count(recorded.sites),
+            match &recorded.damage {
+                Some(damage) => format!(" It cannot be read to its end: {}.", escape(damage)),
+                None => String::new(),
+            }
+        );
+        said(out, style, "0", "", &text)?;
+    }
     Ok(())
 }
 

@@ -50,7 +50,7 @@ pub use self::{
     snapshot::{FreeCaller, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
     watch::Stay,
 };
-use crate::{analysis::linkage::Linkage, kernel::layout::Layout};
+use crate::{analysis::linkage::Linkage, kernel::layout::Layout, recording::Level};
 
 /// What one process holds of one site.
 #[derive(Clone, Copy, Debug)]
@@ -228,6 +228,17 @@ impl Tracer {
         }
         self.adjust_sampling(totals.live)?;
         Ok(Tick { sampling: 1 << self.sample_shift(), ..totals })
+    }
+
+    /// Where all sites stand that ever allocated, at this moment.
+    pub fn levels(&self) -> Vec<Level> {
+        self.sites.levels()
+    }
+
+    /// What a site is: its call site, family, cache, and bytes of an object.
+    pub fn describe(&self, site: u32) -> (u64, String, String, u32) {
+        let trusted = self.control.read(0).page_lookups_wrong == 0;
+        self.sites.describe(site as usize, trusted)
     }
 
     /// Counts survivors, in a part of the table where it is large: so that it can be done with every tick,

@@ -1,6 +1,6 @@
 //! The sites and their counters, as user space sees them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use leaktrace_common::{
     Counters, FAMILY_KMALLOC_LARGE, FAMILY_PAGE, FAMILY_UNKNOWN_FREE, LIFETIME_CLASSES, SITE_IGNORED,
@@ -14,6 +14,7 @@ use super::{
     sampling::{Epoch, Raw},
     watch::Stay,
 };
+use crate::recording::Level;
 
 /// What one tick shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -238,6 +239,41 @@ impl SiteTable {
             tick.live += epoch.estimate(&raw, live, live) as u64;
         }
         tick
+    }
+
+    /// Allocations and live objects of all call sites that ever allocated, scaled to all addresses.
+    pub fn levels(&self) -> Vec<Level> {
+        let mut levels: BTreeMap<usize, Level> = BTreeMap::new();
+        for (index, site) in self.used() {
+            if site.family == FAMILY_UNKNOWN_FREE || site.flags & SITE_IGNORED != 0 {
+                continue;
+            }
+            let sum = self.sum(index);
+            if sum.allocated == 0 {
+                continue;
+            }
+            let epoch = self.memory.get(&index).map_or_else(Epoch::default, |memory| memory.epoch);
+            let raw = sum.raw();
+            let tracked = epoch.tracked_live(&raw);
+            let live = epoch.estimate(&raw, tracked, tracked).round() as u64;
+            let first = self.first(index);
+            let level = levels.entry(first).or_insert(Level { site: first as u32, allocated: 0, live: 0 });
+            level.allocated += sum.allocated;
+            level.live += live;
+        }
+        levels.into_values().collect()
+    }
+
+    /// What a site is: its call site, family, cache, and bytes of an object. `trusted` says whether a page tells the cache
+    /// of its objects.
+    pub fn describe(&self, index: usize, trusted: bool) -> (u64, String, String, u32) {
+        let site = self.sites.read(index);
+        (
+            self.call_site(index, &site),
+            names::family_name(site.family).to_owned(),
+            names::cache_name(&site, trusted),
+            site.object_size,
+        )
     }
 
     /// Where every site stands at this moment.

@@ -100,6 +100,7 @@ pub(super) fn finding(
                 .map(|(seconds, objects)| (seconds as f32, (objects * f64::from(site.object_size)) as f32))
                 .collect(),
         },
+        recorded: Vec::new(),
         lifetime: Lifetime {
             p50_us: lifetime::percentile_us(&site.lifetimes, 0.5),
             p99_us: lifetime::percentile_us(&site.lifetimes, 0.99),

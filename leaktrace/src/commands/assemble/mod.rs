@@ -83,6 +83,7 @@ pub(super) fn report(
         kmemleak: None,
         reachability: surroundings.proofs.as_ref().map(|proofs| proofs.report.clone()),
         shake: shaken.map(|before| shake(before, snapshot)),
+        recorded: None,
     };
     report.headline = headline::headline(&report);
     report

@@ -59,14 +59,14 @@
     const { line } = path(points, 90, 18);
     return draw("svg", { class: "spark", viewBox: "0 -1 90 20", "aria-hidden": "true" }, draw("path", { class: "line", d: line }));
   }
-  function growthChart(points) {
+  function growthChart(points, unit = bytes, what = "Surviving bytes") {
     if (!points || points.length < 2) return make("p", { class: "note" }, "too few ticks for a chart");
     const { line, area, most } = path(points, 400, 110);
     const last = points[points.length - 1];
-    return draw("svg", { class: "chart", viewBox: "-2 -14 404 142", role: "img", "aria-label": `Surviving bytes over ${seconds(last[0])}, up to ${bytes(most)}` },
+    return draw("svg", { class: "chart", viewBox: "-2 -14 404 142", role: "img", "aria-label": `${what} over ${seconds(last[0])}, up to ${unit(most)}` },
       draw("path", { class: "area", d: area }), draw("path", { class: "line", d: line }),
-      draw("text", { x: 0, y: -4 }, bytes(most)), draw("text", { x: 0, y: 124 }, seconds(points[0][0])),
-      draw("text", { x: 400, y: 124, "text-anchor": "end" }, `${seconds(last[0])}, ${bytes(last[1])}`));
+      draw("text", { x: 0, y: -4 }, unit(most)), draw("text", { x: 0, y: 124 }, seconds(points[0][0])),
+      draw("text", { x: 400, y: 124, "text-anchor": "end" }, `${seconds(last[0])}, ${unit(last[1])}`));
   }
   function lifetimeChart(classes) {
     if (!classes || classes.length === 0) return make("p", { class: "note" }, "none was freed");
@@ -143,6 +143,7 @@
       finding.open.length ? part("But", list(finding.open)) : null,
       finding.settle.length ? part("What would settle it", list(finding.settle)) : null,
       part("Surviving bytes", growthChart(finding.growth.points)),
+      finding.recorded ? part("Live objects over the recording", growthChart(finding.recorded, count, "Live objects")) : null,
       part("Lifetimes of what was freed", lifetimeChart(finding.lifetime.classes)),
       ...stacks,
       finding.freed_by.length ? part("Normally freed by", list(finding.freed_by.map((by) => `${by.caller} ${by.percent.toFixed(0)} %`))) : null,
@@ -211,8 +212,10 @@
         cost.cpu_percent === null ? "programs in the kernel: not measured" : `programs in the kernel: ${cost.cpu_percent.toFixed(2)} % of all CPUs`,
         `beside them ${cost.user_space_cpu_s.toFixed(2)} s of CPU time in ${seconds(report.window.duration_s)}`,
         `tables of ${bytes(cost.tables_kb * 1024)} for ${count(cost.max_objects)} objects`,
+        ...(report.recorded ? [`recording of ${count(report.recorded.ticks)} ticks, ${bytes(report.recorded.bytes)}${report.recorded.damage ? `; cannot be read to its end: ${report.recorded.damage}` : ""}`] : []),
         report.coverage.sampling > 1 ? `1 in ${count(report.coverage.sampling)} addresses was tracked` : "every address was tracked",
-      ]))));
+      ])),
+      report.recorded ? part("Memory available over the recording", growthChart(report.recorded.available_kb.map(([at, kb]) => [at, kb * 1024]), bytes, "Memory available")) : null));
   }
   function flame(svg) {
     if (!svg) return;

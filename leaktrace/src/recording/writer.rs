@@ -1,0 +1,250 @@
+//! Writing a recording.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use prost::Message as _;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{
+    MAGIC,
+    format::{Block, Header, Series, Site, Ticks},
+    older,
+};
+use crate::report::model::Report;
+
+/// Ticks in a block, and how long one is kept back at most: what a kill loses.
+const TICKS: usize = 60;
+const LONGEST_MS: u64 = 20_000;
+/// How hard zstd tries: more costs more than it saves.
+const EFFORT: i32 = 6;
+
+/// Where a site stands at a tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// Its number.
+    pub site: u32,
+    /// Allocations since the start.
+    pub allocated: u64,
+    /// Live objects.
+    pub live: u64,
+}
+
+/// What a recording is of.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Release of the kernel.
+    pub kernel: String,
+    /// In RFC 3339.
+    pub started: String,
+    /// Which boot.
+    pub boot_id: String,
+}
+
+/// A recording that is being written.
+pub struct Recorder {
+    path: PathBuf,
+    file: File,
+    /// Bytes of this file, of files before it, and how many both may have.
+    bytes: u64,
+    bytes_before: u64,
+    most: u64,
+    header: Header,
+    told: FxHashSet<u32>,
+    sites: Vec<Site>,
+    /// Ticks that are not written yet: milliseconds since the start, available memory, and sites.
+    ticks: Vec<(u64, u64, Vec<Level>)>,
+    /// Where each site stood in the last block.
+    last: FxHashMap<u32, Level>,
+}
+
+impl Recorder {
+    /// Begins a file, in the place of one that is there; it and the one before it together never have more than `most`
+    /// bytes, but for one block.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn create(path: &Path, start: &Start, most: u64) -> Result<Self> {
+        let header = Header {
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: start.kernel.clone(),
+            started: start.started.clone(),
+            boot_id: start.boot_id.clone(),
+            part: 0,
+        };
+        // What another recording left would be taken for a part of this one.
+        let _ = fs::remove_file(older(path));
+        let mut recorder = Self {
+            file: open(path)?,
+            path: path.to_owned(),
+            bytes: 0,
+            bytes_before: 0,
+            most,
+            header,
+            told: FxHashSet::default(),
+            sites: Vec::new(),
+            ticks: Vec::new(),
+            last: FxHashMap::default(),
+        };
+        recorder.begin()?;
+        Ok(recorder)
+    }
+
+    /// Bytes that were written, in files that are gone, too.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_before + self.bytes
+    }
+
+    /// Files that were begun.
+    pub fn parts(&self) -> u32 {
+        self.header.part + 1
+    }
+
+    /// Notes where all sites stand; `describe` says of a new one what it is: call site, family, cache, object size.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn tick(
+        &mut self,
+        at_ms: u64,
+        available_kb: u64,
+        levels: Vec<Level>,
+        describe: impl Fn(u32) -> (u64, String, String, u32),
+    ) -> Result<()> {
+        for level in &levels {
+            if self.told.insert(level.site) {
+                let (call_site, family, cache, object_size) = describe(level.site);
+                self.sites.push(Site { id: level.site, address: call_site, family, cache, object_size });
+            }
+        }
+        self.ticks.push((at_ms, available_kb, levels));
+        if self.ticks.len() >= TICKS || at_ms.saturating_sub(self.ticks[0].0) >= LONGEST_MS {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Writes a whole report; what comes before it is on the disk then.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn report(&mut self, report: &Report) -> Result<()> {
+        self.flush()?;
+        let report = serde_json::to_vec(report).context("cannot write JSON")?;
+        self.write(&Block { report, ..Block::default() })?;
+        self.file.sync_data().with_context(|| self.unwritable())
+    }
+
+    /// Writes what was kept back.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        let sites = std::mem::take(&mut self.sites);
+        let ticks = std::mem::take(&mut self.ticks);
+        if ticks.is_empty() && sites.is_empty() {
+            return Ok(());
+        }
+        let packed = self.pack(&ticks);
+        self.write(&Block { sites, ticks: packed, ..Block::default() })?;
+        if self.bytes >= self.most / 2 {
+            self.rotate()?;
+        }
+        Ok(())
+    }
+
+    fn pack(&mut self, ticks: &[(u64, u64, Vec<Level>)]) -> Option<Ticks> {
+        let first_ms = ticks.first()?.0;
+        let mut levels: FxHashMap<u32, Vec<Option<Level>>> = FxHashMap::default();
+        for (index, (_, _, of_tick)) in ticks.iter().enumerate() {
+            for level in of_tick {
+                levels.entry(level.site).or_insert_with(|| vec![None; ticks.len()])[index] = Some(*level);
+            }
+        }
+        let mut series = Vec::new();
+        for (site, of_site) in levels {
+            let before = self.last.get(&site).copied();
+            // A site that comes later had nothing before.
+            let mut at = before.unwrap_or(Level { site, allocated: 0, live: 0 });
+            let filled: Vec<Level> = of_site
+                .into_iter()
+                .map(|level| {
+                    at = level.unwrap_or(at);
+                    at
+                })
+                .collect();
+            self.last.insert(site, at);
+            if before.is_some_and(|before| filled.iter().all(|level| *level == before)) {
+                continue;
+            }
+            let mut last = 0;
+            let live = filled.iter().map(|level| {
+                let change = level.live as i64 - last;
+                last = level.live as i64;
+                change
+            });
+            series.push(Series { site, live: live.collect(), allocated: at.allocated });
+        }
+        series.sort_unstable_by_key(|series| series.site);
+        let steps = ticks.windows(2).map(|pair| u32::try_from(pair[1].0 - pair[0].0).unwrap_or(u32::MAX));
+        let mut last = 0;
+        let available = ticks.iter().map(|&(_, kb, _)| {
+            let change = kb as i64 - last;
+            last = kb as i64;
+            change
+        });
+        Some(Ticks { first_ms, steps_ms: steps.collect(), available_kb: available.collect(), series })
+    }
+
+    /// The full file is kept as the one before, and a new one tells all sites again.
+    fn rotate(&mut self) -> Result<()> {
+        self.file.sync_data().with_context(|| self.unwritable())?;
+        fs::rename(&self.path, older(&self.path)).with_context(|| self.unwritable())?;
+        self.file = open(&self.path)?;
+        self.bytes_before += std::mem::take(&mut self.bytes);
+        self.header.part += 1;
+        self.told.clear();
+        self.last.clear();
+        self.begin()
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.put(&MAGIC)?;
+        self.write(&Block { header: Some(self.header.clone()), ..Block::default() })
+    }
+
+    fn write(&mut self, block: &Block) -> Result<()> {
+        let packed = zstd::bulk::compress(&block.encode_to_vec(), EFFORT).context("zstd failed")?;
+        let mut frame = Vec::with_capacity(packed.len() + 8);
+        frame.extend((packed.len() as u32).to_le_bytes());
+        frame.extend(crc32fast::hash(&packed).to_le_bytes());
+        frame.extend(packed);
+        self.put(&frame)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).with_context(|| self.unwritable())?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn unwritable(&self) -> String {
+        format!("cannot write {}", self.path.display())
+    }
+}
+
+/// It has kernel addresses: for the owner and the group, not for everyone.
+fn open(path: &Path) -> Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o640)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
