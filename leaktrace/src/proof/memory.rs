@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io, path::Path};
 
 use anyhow::{Context as _, Result, bail};
+use rustc_hash::FxHashSet;
 
 use super::layout::Layout;
 use crate::{
@@ -24,6 +25,11 @@ const MOST_OF_MODULE: u64 = 4_096;
 const LEAST_PERCPU: u64 = 1 << 24;
 /// Variables of kmemleak's with the first and the last address that it knows.
 const BOUNDS: [&str; 4] = ["min_addr", "max_addr", "min_percpu_addr", "max_percpu_addr"];
+/// Where a `list_head` has its neighbours.
+const NEXT: u64 = 0;
+const PREVIOUS: u64 = 8;
+/// How often a list is followed that changes meanwhile.
+const TRIES: usize = 3;
 /// Elements of the kernel's lists that are followed at most.
 const MOST_LINKS: usize = 2_000_000;
 
@@ -233,13 +239,27 @@ impl Memory {
         }
     }
 
-    /// Follows a `list_head` at an address: the addresses of the links, without the head.
+    /// Follows a `list_head` at an address: the addresses of the links, without the head. The list changes while it is
+    /// followed: where that leads away from it, it is followed from its end, too, and again.
     pub(super) fn list(&self, head: u64) -> Vec<u64> {
         let mut found = Vec::new();
-        let mut at = self.core.word(head).unwrap_or(head);
-        while at != head && at != 0 && found.len() < MOST_LINKS {
-            found.push(at);
-            at = self.core.word(at).unwrap_or(head);
+        let mut seen = FxHashSet::default();
+        for _ in 0..TRIES {
+            for direction in [NEXT, PREVIOUS] {
+                let step = |at: u64| self.core.word(at + direction).unwrap_or(0);
+                let mut at = step(head);
+                let mut walked = FxHashSet::default();
+                // In another list it would go round for ever.
+                while at != head && at != 0 && walked.len() < MOST_LINKS && walked.insert(at) {
+                    if seen.insert(at) {
+                        found.push(at);
+                    }
+                    at = step(at);
+                }
+                if at == head {
+                    return found;
+                }
+            }
         }
         found
     }
