@@ -6,6 +6,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{layout::AreaLayout, memory::Memory};
 
+/// How often tasks are walked until we are among them.
+const TRIES: usize = 5;
 /// Pages of areas that are kept in mind at most: 16 GiB.
 const MOST_PAGES: usize = 1 << 22;
 /// Pages of one area that are read at a time.
@@ -67,10 +69,17 @@ impl Areas {
     /// Reads what there is now; nothing where this kernel does not say where it is.
     pub(super) fn read(memory: &Memory) -> Self {
         let mut areas = Self::default();
-        areas.read_tasks(memory);
+        // Processes come and go: a walk may miss even ourselves, and then what we read would be found a second time where
+        // the kernel copies it.
+        for _ in 0..TRIES {
+            areas.read_tasks(memory);
+            if areas.own.is_some() {
+                break;
+            }
+        }
         let Some(layout) = memory.layout.area else { return areas };
         for head in heads(memory, &layout) {
-            for link in memory.list(head) {
+            for link in memory.busy_list(head) {
                 areas.read_area(memory, &layout, link.wrapping_sub(layout.list));
             }
         }
@@ -128,7 +137,7 @@ impl Areas {
         // SAFETY: gettid has no preconditions.
         let own = unsafe { libc::gettid() } as u32;
         let mut leaders = vec![first];
-        leaders.extend(memory.list(first + layout.tasks).iter().map(|link| link - layout.tasks));
+        leaders.extend(memory.busy_list(first + layout.tasks).iter().map(|link| link - layout.tasks));
         for leader in leaders {
             let Ok(signal) = core.word(leader + layout.signal) else { continue };
             let threads =
@@ -176,6 +185,11 @@ impl Areas {
         let table = core.word(core.word(files + layout.fdt).ok()? + layout.fd).ok()?;
         let file = core.word(table + u64::try_from(descriptor).ok()? * 8).ok()?;
         core.word(file + layout.private_data).ok().filter(|&buffer| memory.is_memory(buffer))
+    }
+
+    /// Whether this thread was found among the tasks; in a PID namespace of its own it goes by another number.
+    pub(super) fn knows_us(&self) -> bool {
+        self.own.is_some()
     }
 
     /// Whether what an object says of an area is only its description.

@@ -239,29 +239,53 @@ impl Memory {
         }
     }
 
-    /// Follows a `list_head` at an address: the addresses of the links, without the head. The list changes while it is
-    /// followed: where that leads away from it, it is followed from its end, too, and again.
+    /// Follows a `list_head` at an address: the addresses of the links, without the head. Where that leads away from it,
+    /// because the list changes meanwhile, it is followed from its end, too, and again.
     pub(super) fn list(&self, head: u64) -> Vec<u64> {
-        let mut found = Vec::new();
-        let mut seen = FxHashSet::default();
+        let mut found = FxHashSet::default();
         for _ in 0..TRIES {
             for direction in [NEXT, PREVIOUS] {
-                let step = |at: u64| self.core.word(at + direction).unwrap_or(0);
-                let mut at = step(head);
-                let mut walked = FxHashSet::default();
-                // In another list it would go round for ever.
-                while at != head && at != 0 && walked.len() < MOST_LINKS && walked.insert(at) {
-                    if seen.insert(at) {
-                        found.push(at);
-                    }
-                    at = step(at);
+                let (links, closed) = self.walk(head, direction);
+                if closed && found.is_empty() {
+                    return links;
                 }
-                if at == head {
-                    return found;
+                found.extend(links);
+                if closed {
+                    return found.into_iter().collect();
                 }
             }
         }
+        found.into_iter().collect()
+    }
+
+    /// The same for a list in which a link that is freed is soon used again further on, so that a walk jumps over those
+    /// between: all that walks from both ends have met, and again while these differ.
+    pub(super) fn busy_list(&self, head: u64) -> FxHashSet<u64> {
+        let mut found = FxHashSet::default();
+        for _ in 0..TRIES {
+            let [onward, back] = [NEXT, PREVIOUS].map(|direction| self.walk(head, direction).0);
+            let [onward, back]: [FxHashSet<u64>; 2] = [onward, back].map(|links| links.into_iter().collect());
+            let same = onward == back;
+            found.extend(onward);
+            found.extend(back);
+            if same {
+                break;
+            }
+        }
         found
+    }
+
+    /// Follows a list in one direction; also whether it leads back to its head.
+    fn walk(&self, head: u64, direction: u64) -> (Vec<u64>, bool) {
+        let step = |at: u64| self.core.word(at + direction).unwrap_or(0);
+        let (mut links, mut met) = (Vec::new(), FxHashSet::default());
+        let mut at = step(head);
+        // In another list it would go round for ever.
+        while at != head && at != 0 && links.len() < MOST_LINKS && met.insert(at) {
+            links.push(at);
+            at = step(at);
+        }
+        (links, at == head)
     }
 }
 

@@ -219,12 +219,19 @@ fn saved(report: &Value) -> Result<bool> {
     let again: Value = serde_json::from_slice(&output.stdout)?;
     let count = |report: &Value, fate: &str| fates(report).values().filter(|is| *is == fate).count();
     let (before, after) = (count(report, "orphan"), count(&again, "orphan"));
-    let right = after * 10 >= before * 9 && after <= before + MISSED as usize * 2;
+    // A busy machine may show one of the looks an old copy of what describes areas, so that these are undecided.
+    let right = after * 4 >= before * 3 && after <= before + MISSED as usize * 2;
     println!("  by a saved report: {after} unreachable, {before} before{}", mark(right));
     if !right {
         println!("    {}", again["reachability"]);
-        for side in items(&again["findings"]).map(|finding| &finding["proof"]["reachability"]) {
-            println!("    {} {}", side["orphans"], side["holders"]);
+        for finding in items(&again["findings"]) {
+            let side = &finding["proof"]["reachability"];
+            let [candidates, orphans, held, undecided, free] =
+                ["candidates", "orphans", "held", "undecided", "free"].map(|what| number(&side[what]));
+            println!(
+                "    {candidates} in {}: {orphans} unreachable, {held} held, {undecided} undecided, {free} free",
+                finding["cache"]
+            );
         }
     }
     // Of another boot the addresses mean nothing.
