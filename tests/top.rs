@@ -2,6 +2,7 @@
 
 use std::{
     process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -16,8 +17,10 @@ struct Terminal(String);
 
 impl Terminal {
     fn start(args: &str) -> Self {
-        let name = format!("leaktrace-{}", std::process::id());
-        let terminal = Self(name);
+        // A server each: that of the last test may still be ending.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let nth = STARTED.fetch_add(1, Ordering::Relaxed);
+        let terminal = Self(format!("leaktrace-{}-{nth}", std::process::id()));
         let command = format!("{} top {args}; echo ended with $?; cat", leaktrace().display());
         let output = terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", "sh", "-c", &command]);
         assert!(output.status.success(), "{output:?}");
