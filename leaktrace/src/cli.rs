@@ -2,7 +2,7 @@
 
 mod trace;
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
@@ -48,6 +48,8 @@ pub enum Command {
     Record(RecordArgs),
     /// Tell a report (JSON) or a recording again, in any form: a page, a flame graph, a heap profile, a table, a mail.
     Report(ReportArgs),
+    /// Trace without an end, and answer by HTTP: a page, metrics, the report, a heap profile.
+    Serve(ServeArgs),
     /// Watch findings, caches and modules as they are now, on a terminal; ? tells the keys.
     Top(TopArgs),
     /// Say who has the memory and what grows: processes, page cache, tmpfs, or which part of the kernel.
@@ -88,6 +90,26 @@ pub struct TopArgs {
     /// What is traced.
     #[command(flatten)]
     pub watch: WatchArgs,
+}
+
+/// Options of `leaktrace serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where to listen. Others than this machine's own processes need the token of --token-file.
+    #[arg(short, long, value_name = "ADDRESS", default_value = "127.0.0.1:9843")]
+    pub listen: SocketAddr,
+    /// A file whose first line is what clients have to send as "Authorization: Bearer TOKEN".
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Time between two reports.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_window)]
+    pub refresh: Duration,
+    /// What is traced.
+    #[command(flatten)]
+    pub watch: WatchArgs,
+    /// Nothing on standard error but errors.
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// Options of `leaktrace record`.
@@ -266,6 +288,7 @@ impl Cli {
         match &self.command {
             Some(Command::Top(args)) => &args.watch,
             Some(Command::Record(args)) => &args.watch,
+            Some(Command::Serve(args)) => &args.watch,
             _ => &self.trace.watch,
         }
     }

@@ -17,6 +17,7 @@ mod record;
 mod report;
 mod saved;
 mod selftest;
+mod serve;
 mod session;
 mod stop;
 mod surroundings;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Prove(args)) => prove::saved::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Record(args)) => record::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Report(args)) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Serve(args)) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Top(args)) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Triage(args)) => triage::run(&args),
         None => trace::run(&cli.trace),

@@ -8,6 +8,7 @@ pub mod forms;
 pub mod headline;
 pub mod kmemleak;
 pub mod known;
+pub mod metrics;
 pub mod model;
 pub mod page;
 pub mod reach;

@@ -13,13 +13,15 @@ const SCRIPT: &str = include_str!("page/page.js");
 /// What the page's script shows.
 #[derive(Serialize)]
 struct Data<'a> {
+    /// Whether it is an agent's, which has the next report at `report.json`.
+    live: bool,
     report: &'a Report,
     /// The flame graph, as SVG.
     flame: String,
 }
 
-pub(super) fn render(report: &Report) -> Result<String> {
-    let data = Data { report, flame: folded::flame_graph(report)? };
+pub(super) fn render(report: &Report, live: bool) -> Result<String> {
+    let data = Data { live, report, flame: folded::flame_graph(report)? };
     let data = serde_json::to_string(&data).context("cannot write the page's data")?;
     // The parser of HTML looks for the end of a script, and nothing else.
     let data = data.replace('<', "\\u003c");
@@ -35,7 +37,7 @@ mod tests {
     fn the_page_has_its_data_and_needs_nothing_else() {
         let mut report = sample::report("leak");
         report.findings[0].cache = "/*data*/ </script><script>alert(1)</script>".to_owned();
-        let page = render(&report).unwrap();
+        let page = render(&report, false).unwrap();
         assert_eq!(page.matches("<script").count(), 2, "the script and its data");
         assert_eq!(page.matches("</script>").count(), 2);
         // Its own policy forbids it, and nothing asks for it.

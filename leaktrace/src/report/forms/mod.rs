@@ -64,13 +64,21 @@ pub fn render(report: &Report, form: Form, style: &Style) -> Result<Vec<u8>> {
             json.push(b'\n');
             json
         }
-        Form::Html => html::render(report)?.into_bytes(),
+        Form::Html => html::render(report, false)?.into_bytes(),
         Form::Markdown => markdown::render(report).into_bytes(),
         Form::Csv => sheet::render(report)?,
         Form::Folded => folded::render(report).into_bytes(),
         Form::Svg => folded::flame_graph(report)?.into_bytes(),
         Form::Pprof => pprof::render(report)?,
     })
+}
+
+/// The page of an agent, which asks for the next report by itself.
+///
+/// # Errors
+/// When a library fails to make it.
+pub fn live_page(report: &Report) -> Result<Vec<u8>> {
+    html::render(report, true).map(String::into_bytes)
 }
 
 #[cfg(test)]

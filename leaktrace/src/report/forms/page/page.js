@@ -286,6 +286,28 @@
     findings();
   });
 
+  // An agent's page asks for the next report; what is open, sorted and searched stays.
+  async function refresh() {
+    try {
+      const answer = await fetch("report.json", { cache: "no-store" });
+      if (answer.ok) {
+        report = await answer.json();
+        all();
+        get("stale").textContent = "";
+      }
+    } catch {
+      get("stale").textContent = "The agent does not answer: this is how things stood before.";
+    }
+  }
+  if (data.live) {
+    setInterval(refresh, 5000);
+    get("flame-refresh").hidden = false;
+    get("flame-refresh").addEventListener("click", async () => {
+      const answer = await fetch("flame.svg", { cache: "no-store" });
+      if (answer.ok) flame(await answer.text());
+    });
+  }
+
   for (const finding of report.findings.slice(0, 1)) state.open.add(key(finding));
   all();
   flame(data.flame);

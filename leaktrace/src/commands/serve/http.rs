@@ -1,0 +1,166 @@
+//! HTTP, for clients that may be slow or mean harm: few at a time, each with little time and little memory.
+
+use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+
+use super::shown::{Shown, What};
+
+/// Connections at a time; more are closed at once.
+const CONNECTIONS: usize = 128;
+/// How long a client may take for the head of a request, and a connection may last.
+const HEAD: Duration = Duration::from_secs(5);
+const WHOLE: Duration = Duration::from_secs(30);
+/// Bytes of a request's head.
+const BUFFER: usize = 16 << 10;
+/// After an error of accept, which is mostly that there are no descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers until it is dropped.
+pub(super) async fn serve(listener: TcpListener, shown: Arc<Shown>, token: Option<String>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let token = token.map(Arc::<str>::from);
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let (shown, token) = (Arc::clone(&shown), token.clone());
+        tokio::spawn(async move {
+            let answer = service_fn(|request: Request<Incoming>| {
+                let response = answer(&request, &shown, token.as_deref());
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .max_buf_size(BUFFER)
+                .serve_connection(TokioIo::new(stream), answer);
+            // What goes wrong on a connection is the client's loss only.
+            let _ = timeout(WHOLE, connection).await;
+            drop(place);
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, shown: &Shown, token: Option<&str>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+    }
+    match token {
+        Some(token) if !knows(request.headers(), token) => {
+            let mut response = plain(StatusCode::UNAUTHORIZED, "this takes the token\n");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        }
+        // A page of another site must not read this by a name of its own for this machine.
+        None if !is_local(request.headers()) => {
+            return plain(StatusCode::FORBIDDEN, "without a token this answers to localhost only\n");
+        }
+        _ => {}
+    }
+    let (what, kind) = match request.uri().path() {
+        "/" => (What::Page, "text/html; charset=utf-8"),
+        "/report.json" => (What::Report, "application/json"),
+        "/flame.svg" => (What::Flame, "image/svg+xml"),
+        "/debug/pprof/heap" => (What::Profile, "application/octet-stream"),
+        "/metrics" => (What::Metrics, OPEN_METRICS),
+        "/healthz" if shown.is_alive() => return plain(StatusCode::OK, "ok\n"),
+        "/healthz" => return plain(StatusCode::SERVICE_UNAVAILABLE, "tracing is stuck\n"),
+        _ => {
+            return plain(
+                StatusCode::NOT_FOUND,
+                "there is /, /metrics, /report.json, /flame.svg, /debug/pprof/heap, /healthz\n",
+            );
+        }
+    };
+    match shown.get(what) {
+        Ok(Some(body)) => respond(StatusCode::OK, kind, body),
+        Ok(None) => plain(StatusCode::SERVICE_UNAVAILABLE, "there is no report yet\n"),
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}\n")),
+    }
+}
+
+/// Whether a request has the token, compared in a time that does not tell how much of it was right.
+fn knows(headers: &HeaderMap, token: &str) -> bool {
+    let given = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
+    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+    let differences = given.iter().zip(token.as_bytes()).fold(0, |all, (a, b)| all | (a ^ b));
+    given.len() == token.len() && differences == 0
+}
+
+/// Whether a request is for this machine by a name that only it has.
+fn is_local(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    respond(status, "text/plain; charset=utf-8", Bytes::from(text.to_owned()))
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: header::HeaderName, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, HeaderValue::from_str(value).unwrap());
+        headers
+    }
+
+    #[test]
+    fn only_local_names_are_local() {
+        for good in ["localhost", "LOCALHOST:9843", "127.0.0.1:9843", "127.3.2.1", "[::1]:9843", "[::1]"] {
+            assert!(is_local(&with(header::HOST, good)), "{good}");
+        }
+        for bad in ["", "evil.example:9843", "localhost.evil.example", "10.0.0.1", "127.0.0.1.evil.example:1"]
+        {
+            assert!(!is_local(&with(header::HOST, bad)), "{bad}");
+        }
+        assert!(!is_local(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn only_the_token_is_the_token() {
+        let token = "0123456789abcdef";
+        assert!(knows(&with(header::AUTHORIZATION, "Bearer 0123456789abcdef"), token));
+        for bad in ["", "Bearer ", "Bearer 0123456789abcde", "Bearer 0123456789abcdef0", "0123456789abcdef"] {
+            assert!(!knows(&with(header::AUTHORIZATION, bad), token), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The report as `OpenMetrics`, for Prometheus and what understands it. Label sets are bounded: so many modules, caches and
+//! findings, those that matter most.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+use super::{
+    escape,
+    model::{Finding, Report},
+};
+
+/// Modules, caches, and leaks and suspects that are told.
+const MODULES: usize = 50;
+const CACHES: usize = 50;
+const FINDINGS: usize = 50;
+
+type Labels = Vec<(&'static str, String)>;
+
+const VERDICTS: [&str; 5] = ["leak", "suspect", "plateau", "cache", "churn"];
+
+/// Renders the metrics.
+pub fn render(report: &Report) -> String {
+    let mut registry = Registry::with_prefix("leaktrace");
+    whole(&mut registry, report);
+    findings(&mut registry, report);
+    modules(&mut registry, report);
+    caches(&mut registry, report);
+    coverage(&mut registry, report);
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = encode(&mut out, &registry);
+    out
+}
+
+fn gauge(registry: &mut Registry, (name, help): (&str, &str), unit: Option<Unit>, rows: Vec<(Labels, f64)>) {
+    let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+    for (labels, value) in rows {
+        family.get_or_create(&labels).set(value);
+    }
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, family),
+        None => registry.register(name, help, family),
+    }
+}
+
+fn label(name: &'static str, text: &str) -> (&'static str, String) {
+    (name, escape(text).into_owned())
+}
+
+fn whole(registry: &mut Registry, report: &Report) {
+    let one = |value: f64| vec![(Vec::new(), value)];
+    let build = vec![label("version", &report.tool_version), label("kernel", &report.kernel)];
+    gauge(registry, ("build", "What runs here; always 1"), None, vec![(build, 1.0)]);
+    gauge(
+        registry,
+        ("traced", "Time since tracing began"),
+        Some(Unit::Seconds),
+        one(report.window.duration_s),
+    );
+    gauge(
+        registry,
+        ("leaks", "What all leaks together take, a second"),
+        Some(Unit::Other("bytes_per_second".into())),
+        one(report.headline.bytes_per_s),
+    );
+    if let Some(seconds) = report.headline.memory_lasts_s {
+        gauge(
+            registry,
+            ("memory_lasts", "How long available memory lasts at the rate of the leaks"),
+            Some(Unit::Seconds),
+            one(seconds),
+        );
+    }
+    if let Some(memory) = report.memory.get("MemAvailable") {
+        gauge(
+            registry,
+            ("memory_available", "MemAvailable of /proc/meminfo"),
+            Some(Unit::Bytes),
+            one(memory.after_kb as f64 * 1_024.0),
+        );
+    }
+    let overhead = &report.overhead;
+    if let Some(percent) = overhead.cpu_percent {
+        gauge(
+            registry,
+            ("programs_cpu", "Share of all CPUs that the programs in the kernel take"),
+            Some(Unit::Other("ratio".into())),
+            one(percent / 100.0),
+        );
+    }
+    gauge(
+        registry,
+        ("own_cpu", "CPU time of leaktrace itself"),
+        Some(Unit::Seconds),
+        one(overhead.user_space_cpu_s),
+    );
+    gauge(
+        registry,
+        ("tables", "Kernel memory of the tables"),
+        Some(Unit::Bytes),
+        one(overhead.tables_kb as f64 * 1_024.0),
+    );
+}
+
+fn findings(registry: &mut Registry, report: &Report) {
+    let by_verdict = |value: &dyn Fn(&Finding) -> f64| {
+        let of = |verdict: &str| {
+            let of_verdict =
+                report.findings.iter().filter(|finding| finding.verdict == verdict && !finding.known);
+            // An empty sum would be -0.
+            of_verdict.map(value).fold(0.0, |sum, value| sum + value)
+        };
+        VERDICTS.map(|verdict| (vec![label("verdict", verdict)], of(verdict))).to_vec()
+    };
+    gauge(registry, ("findings", "Call sites by verdict"), None, by_verdict(&|_| 1.0));
+    gauge(
+        registry,
+        ("live", "Live bytes of call sites by verdict"),
+        Some(Unit::Bytes),
+        by_verdict(&|finding| finding.live.bytes as f64),
+    );
+    let of_note = |finding: &&Finding| matches!(&*finding.verdict, "leak" | "suspect") && !finding.known;
+    let rows = |value: &dyn Fn(&Finding) -> f64| -> Vec<(Labels, f64)> {
+        let told = report.findings.iter().filter(of_note).take(FINDINGS);
+        told.map(|finding| {
+            let labels = vec![
+                label("verdict", &finding.verdict),
+                label("function", &finding.responsible.label()),
+                label("call_site", &finding.call_site.label()),
+                label("module", &finding.module),
+                label("cache", &finding.cache),
+            ];
+            (labels, value(finding))
+        })
+        .collect()
+    };
+    gauge(
+        registry,
+        ("finding_live", "Live bytes of a leak or a suspect"),
+        Some(Unit::Bytes),
+        rows(&|finding| finding.live.bytes as f64),
+    );
+    gauge(
+        registry,
+        ("finding_growth", "Growth of a leak or a suspect"),
+        Some(Unit::Other("bytes_per_second".into())),
+        rows(&|finding| finding.growth.bytes_per_s),
+    );
+}
+
+fn modules(registry: &mut Registry, report: &Report) {
+    let rows = |value: &dyn Fn(&super::model::Module) -> f64| {
+        let told = report.modules.iter().take(MODULES);
+        told.map(|module| (vec![label("module", &module.name)], value(module))).collect()
+    };
+    gauge(
+        registry,
+        ("module_live", "Live bytes that a module's call sites allocated"),
+        Some(Unit::Bytes),
+        rows(&|module| module.live_bytes as f64),
+    );
+    gauge(
+        registry,
+        ("module_surviving", "Those of them that survived the minimum age"),
+        Some(Unit::Bytes),
+        rows(&|module| module.survivor_bytes as f64),
+    );
+}
+
+fn caches(registry: &mut Registry, report: &Report) {
+    let rows = |value: &dyn Fn(&super::model::Cache) -> f64| {
+        let told = report.caches.iter().take(CACHES);
+        told.map(|cache| (vec![label("cache", &cache.name)], value(cache))).collect()
+    };
+    gauge(
+        registry,
+        ("cache_net_objects", "By how many objects a slab cache grew, as traced"),
+        None,
+        rows(&|cache| cache.traced.net as f64),
+    );
+    gauge(
+        registry,
+        ("cache_contradicted", "Whether /proc/slabinfo contradicts what was traced of a slab cache"),
+        None,
+        rows(&|cache| f64::from(u8::from(cache.agreement == "contradicts"))),
+    );
+}
+
+fn coverage(registry: &mut Registry, report: &Report) {
+    let lost = &report.coverage.lost;
+    let family = Family::<Labels, Counter>::default();
+    for (kind, number) in [
+        ("recursion", lost.recursion_misses),
+        ("live_objects", lost.live_overflow),
+        ("sites", lost.site_overflow),
+        ("stacks", lost.stack_overflow),
+        ("stacks_failed", lost.stacks_failed),
+        ("free_callers", lost.callers),
+        ("series", lost.series),
+        ("late_frees", lost.implicit_frees),
+    ] {
+        family.get_or_create(&vec![label("kind", kind)]).inc_by(number);
+    }
+    registry.register("lost_events", "Events that were missed, by what was missing", family);
+    let attached = report.coverage.hooks.iter().filter(|hook| hook.attached).count();
+    let refused = report.coverage.hooks.len() - attached;
+    let hooks = [("attached", attached), ("refused", refused)];
+    let rows = hooks.map(|(state, number)| (vec![label("state", state)], number as f64)).to_vec();
+    gauge(registry, ("hooks", "Hooks of this kernel"), None, rows);
+    let one = |value: f64| vec![(Vec::new(), value)];
+    gauge(
+        registry,
+        ("blind_spots", "What cannot be seen here"),
+        None,
+        one(report.coverage.blind_spots.len() as f64),
+    );
+    gauge(
+        registry,
+        ("sampling", "One address in so many is tracked"),
+        None,
+        one(report.coverage.sampling as f64),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    #[test]
+    fn a_leak_is_told() {
+        let mut report = sample::report("leak");
+        report.findings[0].cache = "a\"b\\c\nd".to_owned();
+        let text = render(&report);
+        assert!(text.ends_with("# EOF\n"));
+        assert!(text.contains("leaktrace_findings{verdict=\"leak\"} 1"), "{text}");
+        assert!(text.contains("leaktrace_findings{verdict=\"suspect\"} 0"));
+        assert!(text.contains("leaktrace_memory_available_bytes 798720000"), "{text}");
+        assert!(text.contains("function=\"foo_rx+0x31 [foo]\"") && text.contains("module=\"foo\""));
+        // A name ends no label and no line.
+        assert!(text.contains("cache=\"a\\\"b\\\\c\\\\u{a}d\""), "{text}");
+        assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("leaktrace_")), "{text}");
+    }
+
+    #[test]
+    fn label_sets_are_bounded() {
+        let mut report = sample::report("leak");
+        for number in 0..1_000 {
+            let mut finding = sample::finding("suspect");
+            finding.cache = format!("cache-{number}");
+            report.findings.push(finding);
+            report.caches.push(report.caches[0].clone());
+            report.caches.last_mut().unwrap().name = format!("cache-{number}");
+        }
+        assert!(render(&report).lines().count() < 400);
+    }
+}
