@@ -23,11 +23,10 @@ pub(super) fn list(
     surroundings: &Surroundings,
     report: &mut Report,
 ) -> Result<()> {
-    let of_note = |verdict: &str| matches!(verdict, "leak" | "suspect");
     let mut objects: HashMap<usize, Vec<LiveObject>> = report
         .findings
         .iter()
-        .filter(|finding| of_note(&finding.verdict))
+        .filter(|finding| finding.is_of_note())
         .map(|finding| (finding.site, snapshot.sites[finding.site].objects.clone()))
         .collect();
     if objects.is_empty() {

@@ -29,8 +29,6 @@ const FINDINGS: u32 = 200;
 /// Between two reports at least, and part of the time since the start: a week has some hundred of them.
 const BETWEEN: Duration = Duration::from_mins(1);
 const PART: u32 = 60;
-/// Without an end.
-const FOREVER: Duration = Duration::from_hours(24 * 365);
 
 /// Records until the time is up or a signal comes.
 ///
@@ -82,17 +80,15 @@ pub(super) fn run(args: &RecordArgs) -> Result<()> {
 /// Records ticks and reports; returns how many ticks.
 async fn watch(session: &mut Session, recorder: &mut Recorder, args: &RecordArgs) -> Result<u64> {
     let begun = Instant::now();
-    let end = Deadline::from_std(begun + args.duration.unwrap_or(FOREVER));
-    let mut next = Deadline::from_std(begun);
+    let end = args.duration.map_or_else(session::never, |duration| Deadline::from_std(begun + duration));
     let mut report =
         begun + Duration::from_secs_f64(verdict::soonest(args.watch.survivor_age().as_secs_f64()));
     let mut ticks = 0;
     loop {
-        let (woken, _) = session.tick(next, end).await?;
+        let (woken, _) = session.tick(end).await?;
         if woken == Woken::Stopped {
             return Ok(ticks);
         }
-        next = (next + args.watch.interval).max(Deadline::now());
         let available = Meminfo::current().context("cannot read /proc/meminfo")?.mem_available.unwrap_or(0);
         let tracer = &session.tracer;
         let at_ms = begun.elapsed().as_millis() as u64;

@@ -74,6 +74,8 @@ pub(super) struct Session {
     pub(super) baseline: Option<Known>,
     filter: Filter,
     interval: Duration,
+    /// When the last tick was due.
+    due: Deadline,
     nth: u64,
 }
 
@@ -84,6 +86,11 @@ pub(super) enum Woken {
     Tick,
     /// A signal came.
     Stopped,
+}
+
+/// Of a session without an end: so far away that it does not come.
+pub(super) fn never() -> Deadline {
+    Deadline::now() + Duration::from_hours(24 * 365)
 }
 
 /// What signals and timers need.
@@ -168,15 +175,26 @@ impl Session {
             accounts: accounts.map(|places| (places, Accounts::default())),
             proofs: None,
         };
-        Ok(Self { stop, tracer, surroundings, baseline, filter, interval: args.interval, nth: 0 })
+        Ok(Self {
+            stop,
+            tracer,
+            surroundings,
+            baseline,
+            filter,
+            interval: args.interval,
+            due: Deadline::now(),
+            nth: 0,
+        })
     }
 
-    /// Waits for the next tick, or for a moment that comes before, and looks at the tables then.
+    /// Waits for the next tick, or for the end if that comes before, and looks at the tables then. Ticks keep their pace
+    /// however long one takes; one that is late comes at once.
     ///
     /// # Errors
     /// When the kernel refuses a look.
-    pub(super) async fn tick(&mut self, begun: Deadline, end: Deadline) -> Result<(Woken, Tick)> {
-        let next = (begun + self.interval).min(end);
+    pub(super) async fn tick(&mut self, end: Deadline) -> Result<(Woken, Tick)> {
+        self.due = (self.due + self.interval).max(Deadline::now());
+        let next = self.due.min(end);
         let measures = self.nth < MEASURED_FIRST || self.nth.is_multiple_of(MEASURED_LATER);
         self.nth += 1;
         if measures {

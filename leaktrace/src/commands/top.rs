@@ -16,10 +16,7 @@ use ratatui::{
     DefaultTerminal,
     crossterm::event::{self, Event, KeyEventKind},
 };
-use tokio::{
-    sync::mpsc::{self, UnboundedReceiver},
-    time::Instant as Deadline,
-};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::{
     judging, probe,
@@ -52,30 +49,23 @@ pub(super) fn run(args: &TopArgs) -> Result<()> {
     let shown = runtime.block_on(async {
         let mut terminal = Restored::enter()?;
         let mut keys = Keys::read();
-        watch(&mut session, &mut terminal, &mut keys, args.watch.interval).await
+        watch(&mut session, &mut terminal, &mut keys).await
     });
     session.tracer.detach()?;
     shown
 }
 
 /// Ticks and keys, whichever comes first.
-async fn watch(
-    session: &mut Session,
-    terminal: &mut Restored,
-    keys: &mut Keys,
-    interval: Duration,
-) -> Result<()> {
+async fn watch(session: &mut Session, terminal: &mut Restored, keys: &mut Keys) -> Result<()> {
     let mut screen = Screen::default();
     let begun = Instant::now();
     let mut last = (begun, Tick::default());
-    let mut next = Deadline::from_std(begun);
     let mut judge = begun;
     loop {
         terminal.draw(&mut screen)?;
         // A tick is not cut in the middle: keys are looked at while it waits.
-        let far = Deadline::now() + interval * 2;
         let ticked = {
-            let mut tick = std::pin::pin!(session.tick(next, far));
+            let mut tick = std::pin::pin!(session.tick(session::never()));
             loop {
                 tokio::select! {
                     biased;
@@ -97,7 +87,6 @@ async fn watch(
         if woken == Woken::Stopped {
             return Ok(());
         }
-        next = (next + interval).max(Deadline::now());
         let events = (tick.allocated + tick.freed).saturating_sub(last.1.allocated + last.1.freed);
         screen.tick(Busy {
             events_per_s: events as f64 / last.0.elapsed().as_secs_f64().max(1e-3),

@@ -112,13 +112,11 @@ async fn watch(session: &mut Session, judging: &mut Judging<'_>) -> Result<Optio
     let begun = Instant::now();
     let end = Deadline::from_std(begun + args.duration);
     let mut progress = Progress::new(args.duration, args.quiet);
-    let mut next = Deadline::from_std(begun);
     loop {
-        let (woken, tick) = session.tick(next, end).await?;
+        let (woken, tick) = session.tick(end).await?;
         if woken == Woken::Stopped {
             break;
         }
-        next = (next + args.watch.interval).max(Deadline::now());
         progress.show(&tick);
         progress.say(&session.tracer.messages());
         if Deadline::now() >= end || judging.has_leak(session)? {

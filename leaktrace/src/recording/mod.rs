@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::{
     reader::{is_recording, read},
-    writer::{Level, Recorder, Start},
+    writer::{Recorder, Start},
 };
 
 /// The first bytes of a recording; the last one is its version.

@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::report::{model::Report, sample};
+use crate::{
+    report::{model::Report, sample},
+    tracer::Level,
+};
 
 const START: u64 = 1_000_000;
 

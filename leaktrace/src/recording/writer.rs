@@ -16,24 +16,13 @@ use super::{
     format::{Block, Header, Series, Site, Ticks},
     older,
 };
-use crate::report::model::Report;
+use crate::{report::model::Report, tracer::Level};
 
 /// Ticks in a block, and how long one is kept back at most: what a kill loses.
 const TICKS: usize = 60;
 const LONGEST_MS: u64 = 20_000;
 /// How hard zstd tries: more costs more than it saves.
 const EFFORT: i32 = 6;
-
-/// Where a site stands at a tick.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Level {
-    /// Its number.
-    pub site: u32,
-    /// Allocations since the start.
-    pub allocated: u64,
-    /// Live objects.
-    pub live: u64,
-}
 
 /// What a recording is of.
 #[derive(Clone, Debug)]

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{kmemleak::KmemleakSide, model::Word, reach::ReachSide};
+use super::{escape, kmemleak::KmemleakSide, model::Word, reach::ReachSide};
+use crate::units;
 
 /// A site, or of a function that allocates for others one of its callers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -257,6 +258,29 @@ fn hex<S: serde::Serializer>(address: &u64, serializer: S) -> Result<S::Ok, S::E
 fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let text = <Cow<'_, str>>::deserialize(deserializer)?;
     u64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(serde::de::Error::custom)
+}
+
+impl Finding {
+    /// Whether it is a leak or a suspect.
+    pub fn is_of_note(&self) -> bool {
+        matches!(&*self.verdict, "leak" | "suspect")
+    }
+}
+
+impl Growth {
+    /// The growth where there is one, else 0.
+    pub fn rate(&self) -> f64 {
+        if matches!(&*self.shape, "steady" | "bursty") { self.bytes_per_s } else { 0.0 }
+    }
+
+    /// The same in words; of what does not grow its shape.
+    pub fn in_words(&self) -> String {
+        if matches!(&*self.shape, "steady" | "bursty") {
+            units::rate(self.bytes_per_s)
+        } else {
+            escape(&self.shape).into_owned()
+        }
+    }
 }
 
 impl Frame {

@@ -57,11 +57,7 @@ fn table(findings: &[Finding], style: &Style) -> String {
             shorten(&escape(&finding.cache), cache_width),
             units::count(finding.live.objects),
             units::bytes(finding.live.bytes as f64),
-            if matches!(&*finding.growth.shape, "steady" | "bursty") {
-                units::rate(finding.growth.bytes_per_s)
-            } else {
-                escape(&finding.growth.shape).into_owned()
-            },
+            finding.growth.in_words(),
         ];
         if roomy {
             row.push(percent(freed));

@@ -124,7 +124,7 @@ fn findings(registry: &mut Registry, report: &Report) {
         Some(Unit::Bytes),
         by_verdict(&|finding| finding.live.bytes as f64),
     );
-    let of_note = |finding: &&Finding| matches!(&*finding.verdict, "leak" | "suspect") && !finding.known;
+    let of_note = |finding: &&Finding| finding.is_of_note() && !finding.known;
     let rows = |value: &dyn Fn(&Finding) -> f64| -> Vec<(Labels, f64)> {
         let told = report.findings.iter().filter(of_note).take(FINDINGS);
         told.map(|finding| {

@@ -48,7 +48,7 @@ pub(super) fn findings(findings: &[&Finding], width: u16) -> List {
                 shorten(&escape(&finding.cache), if roomy { 20 } else { 12 }),
                 units::count(finding.live.objects),
                 units::bytes(finding.live.bytes as f64),
-                growth(finding),
+                finding.growth.in_words(),
             ];
             if roomy {
                 let freed = finding.freed * 100 / finding.allocated.max(1);
@@ -60,14 +60,6 @@ pub(super) fn findings(findings: &[&Finding], width: u16) -> List {
         })
         .collect();
     List { columns, rows }
-}
-
-fn growth(finding: &Finding) -> String {
-    if matches!(&*finding.growth.shape, "steady" | "bursty") {
-        units::rate(finding.growth.bytes_per_s)
-    } else {
-        escape(&finding.growth.shape).into_owned()
-    }
 }
 
 /// Any other list.
@@ -138,9 +130,7 @@ fn families(report: &Report) -> List {
         sum.1 += 1;
         sum.2 += finding.live.objects;
         sum.3 += finding.live.bytes;
-        if matches!(&*finding.growth.shape, "steady" | "bursty") {
-            sum.4 += finding.growth.bytes_per_s;
-        }
+        sum.4 += finding.growth.rate();
     }
     sums.sort_by_key(|sum| std::cmp::Reverse(sum.3));
     let row = |&(family, sites, objects, bytes, growth): &(&str, u64, u64, u64, f64)| {

@@ -54,8 +54,7 @@ impl Tab {
     }
 
     fn step(self, by: usize) -> Self {
-        let at = Self::ALL.iter().position(|&tab| tab == self).unwrap_or(0);
-        Self::ALL[(at + by) % Self::ALL.len()]
+        after(&Self::ALL, self, by)
     }
 }
 
@@ -85,9 +84,14 @@ impl Sort {
     }
 
     fn next(self) -> Self {
-        let at = Self::ALL.iter().position(|&sort| sort == self).unwrap_or(0);
-        Self::ALL[(at + 1) % Self::ALL.len()]
+        after(&Self::ALL, self, 1)
     }
+}
+
+/// What comes so many places after one of all, and round again.
+fn after<T: Copy + PartialEq>(all: &[T], one: T, by: usize) -> T {
+    let at = all.iter().position(|&other| other == one).unwrap_or(0);
+    all[(at + by) % all.len()]
 }
 
 /// What keys mean at the moment.
@@ -162,17 +166,10 @@ impl Screen {
         let matches = |finding: &&Finding| words.iter().all(|word| text_of(finding).contains(word));
         let mut findings: Vec<&Finding> =
             self.report.iter().flat_map(|report| &report.findings).filter(matches).collect();
-        let growth = |finding: &Finding| {
-            if matches!(&*finding.growth.shape, "steady" | "bursty") {
-                finding.growth.bytes_per_s
-            } else {
-                0.0
-            }
-        };
         match self.sort {
             Sort::Verdict => {}
             Sort::Bytes => findings.sort_by_key(|finding| std::cmp::Reverse(finding.live.bytes)),
-            Sort::Growth => findings.sort_by(|a, b| growth(b).total_cmp(&growth(a))),
+            Sort::Growth => findings.sort_by(|a, b| b.growth.rate().total_cmp(&a.growth.rate())),
             Sort::Objects => findings.sort_by_key(|finding| std::cmp::Reverse(finding.live.objects)),
             Sort::Age => findings.sort_by(|a, b| b.survivors.oldest_s.total_cmp(&a.survivors.oldest_s)),
         }

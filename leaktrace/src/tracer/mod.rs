@@ -46,11 +46,11 @@ pub use self::{
     scan::LiveObject,
     series::Series,
     settings::Settings,
-    sites::{Attribute, Located, Tick},
+    sites::{Attribute, Level, Located, Tick},
     snapshot::{FreeCaller, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
     watch::Stay,
 };
-use crate::{analysis::linkage::Linkage, kernel::layout::Layout, recording::Level};
+use crate::{analysis::linkage::Linkage, kernel::layout::Layout};
 
 /// What one process holds of one site.
 #[derive(Clone, Copy, Debug)]

@@ -14,7 +14,6 @@ use super::{
     sampling::{Epoch, Raw},
     watch::Stay,
 };
-use crate::recording::Level;
 
 /// What one tick shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +26,17 @@ pub struct Tick {
     pub live: u64,
     /// One address in so many is tracked.
     pub sampling: u64,
+}
+
+/// Where a site stands at a tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// Its number.
+    pub site: u32,
+    /// Allocations since the start.
+    pub allocated: u64,
+    /// Live objects.
+    pub live: u64,
 }
 
 /// A site's counters over all shards.

@@ -101,7 +101,7 @@ fn listed(report: &Report) -> (Vec<Candidate>, Vec<(usize, usize)>) {
     let (mut candidates, mut places) = (Vec::new(), Vec::new());
     let cpus = u64::from(report.machine.cpus.max(1));
     for (index, finding) in report.findings.iter().enumerate() {
-        if !matches!(&*finding.verdict, "leak" | "suspect") {
+        if !finding.is_of_note() {
             continue;
         }
         let Some(kind) = kind(&finding.family) else { continue };

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tokio::{net::TcpListener, time::Instant as Deadline};
+use tokio::net::TcpListener;
 
 use self::shown::Shown;
 use super::{
@@ -82,16 +82,12 @@ fn token(path: &Path) -> Result<String> {
 
 /// Ticks, and makes a report now and then.
 async fn watch(session: &mut Session, shown: &Shown, args: &ServeArgs) -> Result<()> {
-    let begun = Instant::now();
-    let mut next = Deadline::from_std(begun);
-    let mut report = begun;
+    let mut report = Instant::now();
     loop {
-        let far = Deadline::now() + args.watch.interval * 2;
-        let (woken, _) = session.tick(next, far).await?;
+        let (woken, _) = session.tick(session::never()).await?;
         if woken == Woken::Stopped {
             return Ok(());
         }
-        next = (next + args.watch.interval).max(Deadline::now());
         shown.ticked();
         if report <= Instant::now() {
             let judged = Instant::now();

@@ -46,8 +46,8 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
         plain(&report.window.started),
         plain(&report.tool_version)
     )?;
-    let of_note = |finding: &&Finding| matches!(&*finding.verdict, "leak" | "suspect");
-    let findings: Vec<&Finding> = report.findings.iter().filter(of_note).take(TOLD).collect();
+    let findings: Vec<&Finding> =
+        report.findings.iter().filter(|finding| finding.is_of_note()).take(TOLD).collect();
     if !findings.is_empty() {
         writeln!(out, "\n| # | verdict | where | cache | live | bytes | growth |")?;
         writeln!(out, "|--:|---------|-------|-------|-----:|------:|-------:|")?;
