@@ -1,9 +1,11 @@
 //! Where this kernel keeps what the eBPF programs read: argument positions and struct offsets.
 
+use std::path::Path;
+
 use anyhow::{Result, anyhow};
 use leaktrace_common::Config;
 
-use super::{btf::Btf, machine::page_bytes, symbols::Symbols};
+use super::{btf::Btf, machine::page_bytes, memory, symbols::Symbols};
 
 /// What was found of the slab tracepoints and structs.
 pub struct Layout {
@@ -15,6 +17,8 @@ pub struct Layout {
     pub functions: Vec<&'static str>,
     /// Why the cache of a kmalloc object cannot be looked up, if it cannot.
     pub no_page_lookup: Option<String>,
+    /// Where the kernel's memory is by its own addresses, where that is settled when it is built or started.
+    pub memory: Option<memory::Map>,
 }
 
 /// Prefix of the function behind each tracepoint, whose prototype has the parameters' names
@@ -54,11 +58,11 @@ pub const FIVE_LEVELS: (u64, u64) = (0xffd4_0000_0000_0000, 0xff11_0000_0000_000
 const MAX_CACHE_PAGES: u32 = 2;
 
 impl Layout {
-    /// Resolves everything from BTF and kallsyms.
+    /// Resolves everything from BTF, kallsyms, and what /proc below `root` says.
     ///
     /// # Errors
     /// When a tracepoint or a member without which nothing can be traced is missing.
-    pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Self> {
+    pub fn resolve(btf: &Btf, symbols: &Symbols, root: &Path) -> Result<Self> {
         let page_bytes = page_bytes() as u32;
         let mut config = Config { page_shift: page_bytes.trailing_zeros(), ..Config::default() };
         config.max_cache_size = page_bytes * MAX_CACHE_PAGES;
@@ -81,7 +85,10 @@ impl Layout {
         resolve_functions(&mut config, btf);
         resolve_modules(&mut config, btf);
         config.weakly_ordered = u32::from(!cfg!(target_arch = "x86_64"));
-        let no_page_lookup = resolve_pages(&mut config, btf, symbols).err().map(|error| error.to_string());
+        let mut memory = None;
+        let no_page_lookup = resolve_pages(&mut config, &mut memory, btf, symbols, root)
+            .err()
+            .map(|error| format!("{error:#}"));
         if config.cache_alloc_cache == 0 && no_page_lookup.is_some() {
             return Err(anyhow!(
                 "this kernel's kmem_cache_alloc event does not name the cache, and pages cannot be looked up: {}",
@@ -105,7 +112,7 @@ impl Layout {
         }
         tracepoints.extend(["kmalloc", "kmem_cache_alloc", "kfree", "kmem_cache_free"]);
         let functions = FUNCTIONS.into_iter().filter(|function| btf.has_function(function)).collect();
-        Ok(Self { config, tracepoints, functions, no_page_lookup })
+        Ok(Self { config, tracepoints, functions, no_page_lookup, memory })
     }
 }
 
@@ -220,34 +227,42 @@ fn five_level_paging() -> bool {
 }
 
 /// What the way from an address to its `struct page` needs.
-fn resolve_pages(config: &mut Config, btf: &Btf, symbols: &Symbols) -> Result<()> {
-    if !cfg!(target_arch = "x86_64") {
-        return Err(anyhow!("the way from an object to its page is known for x86_64 only"));
-    }
+fn resolve_pages(
+    config: &mut Config,
+    map: &mut Option<memory::Map>,
+    btf: &Btf,
+    symbols: &Symbols,
+    root: &Path,
+) -> Result<()> {
+    let page_struct =
+        btf.struct_size("page").ok_or_else(|| anyhow!("this kernel's BTF has no struct page"))?;
     // A member of struct page itself up to 5.16; renamed to compound_info in 7.0.
     config.slab_cache = member(btf, "slab", "slab_cache").or_else(|_| member(btf, "page", "slab_cache"))?;
     config.page_compound_head =
         member(btf, "page", "compound_head").or_else(|_| member(btf, "page", "compound_info"))?;
-    let five_levels = five_level_paging();
-    let (vmemmap, page_offset) = if five_levels { FIVE_LEVELS } else { FOUR_LEVELS };
-    config.vmemmap = vmemmap;
-    config.page_offset = page_offset;
-    config.vmemmap_symbol = symbols.data_address("vmemmap_base").unwrap_or(0);
-    config.page_offset_symbol = symbols.data_address("page_offset_base").unwrap_or(0);
-    config.page_size_of =
-        btf.struct_size("page").ok_or_else(|| anyhow!("this kernel's BTF has no struct page"))?;
+    if cfg!(target_arch = "aarch64") {
+        let found = memory::Map::of_arm64(root, symbols, page_bytes(), u64::from(page_struct))?;
+        (config.vmemmap, config.page_offset) = (found.first_page, found.direct_map);
+        *map = Some(found);
+    } else if cfg!(target_arch = "x86_64") {
+        (config.vmemmap, config.page_offset) = if five_level_paging() { FIVE_LEVELS } else { FOUR_LEVELS };
+        config.vmemmap_symbol = symbols.data_address("vmemmap_base").unwrap_or(0);
+        config.page_offset_symbol = symbols.data_address("page_offset_base").unwrap_or(0);
+    } else {
+        return Err(anyhow!("the way from an object to its page is known for x86_64 and aarch64 only"));
+    }
+    config.page_size_of = page_struct;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn resolves_the_running_kernel() {
         let btf = Btf::read(Path::new("/sys/kernel/btf/vmlinux")).unwrap();
-        let layout = Layout::resolve(&btf, &Symbols::read(Path::new("/")).unwrap()).unwrap();
+        let layout = Layout::resolve(&btf, &Symbols::read(Path::new("/")).unwrap(), Path::new("/")).unwrap();
         assert!(layout.config.kmalloc_bytes_alloc > layout.config.kmalloc_bytes_req);
         assert_eq!(layout.config.gfp_class.count_ones(), 3);
         assert!(layout.config.cache_name > 0);
@@ -264,7 +279,7 @@ mod tests {
             data.extend(word.to_ne_bytes());
         }
         let btf = Btf::parse(&data.into()).unwrap();
-        let error = Layout::resolve(&btf, &Symbols::empty()).err().unwrap();
+        let error = Layout::resolve(&btf, &Symbols::empty(), Path::new("/")).err().unwrap();
         assert_eq!(error.to_string(), "this kernel's BTF has no tracepoint kmalloc");
     }
 }

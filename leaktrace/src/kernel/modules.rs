@@ -47,25 +47,46 @@ pub fn text(root: &Path, name: &str, symbols: &Symbols) -> Option<(u64, u64)> {
     Some((base, end))
 }
 
-/// Where the data of a loaded module begins, each with as many bytes as the whole module has: what lies behind
-/// its end is not there or another's. Sections with `.data` and `.bss` in their names are data.
-pub fn data(root: &Path, name: &str) -> Vec<(u64, u64)> {
+/// What a module's sections say of its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sections {
+    /// It is not loaded.
+    Gone,
+    /// Where each section of data begins, each with as many bytes as the whole module has: what lies behind its end is
+    /// not there or another's.
+    At(Vec<(u64, u64)>),
+    /// They are not to be seen.
+    Hidden {
+        /// Bytes of the whole module.
+        size: u64,
+    },
+}
+
+/// Where the data of a module is. Sections with `.data` and `.bss` in their names are data.
+pub fn data(root: &Path, name: &str) -> Sections {
     let modules = fs::read_to_string(root.join("proc/modules")).unwrap_or_default();
     let size = modules
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse::<u64>().ok());
-    let Some(size) = size else { return Vec::new() };
-    let sections = fs::read_dir(root.join("sys/module").join(name).join("sections")).ok();
-    let starts = sections.into_iter().flatten().flatten().filter_map(|entry| {
+    let Some(size) = size else { return Sections::Gone };
+    let Ok(sections) = fs::read_dir(root.join("sys/module").join(name).join("sections")) else {
+        return Sections::Hidden { size };
+    };
+    let mut starts = Vec::new();
+    for entry in sections.flatten() {
         let section = entry.file_name();
         let section = section.to_string_lossy();
         if !section.starts_with(".data") && !section.starts_with(".bss") {
-            return None;
+            continue;
         }
-        let text = fs::read_to_string(entry.path()).ok()?;
-        u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok().filter(|&start| start != 0)
-    });
-    starts.map(|start| (start, start + size)).collect()
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        match u64::from_str_radix(text.trim().trim_start_matches("0x"), 16) {
+            Ok(start) if start != 0 => starts.push((start, start + size)),
+            // Others than root are shown zeroes, or nothing (`kernel/module/sysfs.c`).
+            _ => return Sections::Hidden { size },
+        }
+    }
+    Sections::At(starts)
 }
 
 /// A module's name as the kernel has it: people write the file's, with dashes and `.ko`.
@@ -102,8 +123,14 @@ mod tests {
         write("sys/module/drv/sections/.init.text", "0xffffffffc0110000\n");
         assert_eq!(text(root.path(), "drv", &symbols), Some((0xffff_ffff_c010_0000, 0xffff_ffff_c010_0800)));
         write("sys/module/drv/sections/.bss", "0xffffffffc0102000\n");
-        assert_eq!(data(root.path(), "drv"), [(0xffff_ffff_c010_2000, 0xffff_ffff_c010_6000)]);
-        assert!(data(root.path(), "absent").is_empty());
+        assert_eq!(
+            data(root.path(), "drv"),
+            Sections::At(vec![(0xffff_ffff_c010_2000, 0xffff_ffff_c010_6000)])
+        );
+        write("sys/module/drv/sections/.data", "0x0000000000000000\n");
+        assert_eq!(data(root.path(), "drv"), Sections::Hidden { size: 16_384 });
+        assert_eq!(data(root.path(), "other"), Sections::Hidden { size: 16_384 });
+        assert_eq!(data(root.path(), "absent"), Sections::Gone);
         assert_eq!(text(root.path(), "absent", &symbols), None);
         assert_eq!(text(root.path(), "hidden", &symbols), None);
         assert_eq!(plain_name("snd-hda-intel.ko"), "snd_hda_intel");

@@ -1,10 +1,16 @@
 //! From addresses to places in the code: symbols, and source lines where there is DWARF.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _},
+    ops::Range,
+    path::Path,
+    sync::Arc,
+};
 
 use super::{
     dwarf::DebugInfo,
-    symbols::{Location, Symbols},
+    symbols::{Kallsyms, Location, Symbols},
 };
 use crate::report::model::Frame;
 
@@ -19,27 +25,34 @@ pub struct Places {
     /// Read again at the end when modules came or went.
     after: Option<Symbols>,
     debug: DebugInfo,
-    root_modules: String,
+    /// Opened once: with less rights than at the start they would hide addresses.
+    kallsyms: Option<Kallsyms>,
+    modules: Option<File>,
+    modules_before: String,
 }
 
 impl Places {
     /// What is known at the start of a run.
     pub fn new(symbols: Arc<Symbols>, debug: DebugInfo, root: &Path) -> Self {
-        Self { before: symbols, learned: Vec::new(), after: None, debug, root_modules: modules(root) }
+        let modules = File::open(root.join("proc/modules")).ok();
+        let modules_before = modules.as_ref().map(loaded).unwrap_or_default();
+        let kallsyms = Kallsyms::open(root).ok();
+        Self { before: symbols, learned: Vec::new(), after: None, debug, kallsyms, modules, modules_before }
     }
 
     /// Learns the symbols of modules that were just loaded, and may be gone at the end.
-    pub fn learn(&mut self, root: &Path, modules: &[String], code: Vec<Range<u64>>) {
-        if let Ok(symbols) = Symbols::read_modules(root, modules) {
+    pub fn learn(&mut self, modules: &[String], code: Vec<Range<u64>>) {
+        if let Some(Ok(symbols)) = self.kallsyms.as_ref().map(|kallsyms| kallsyms.of_modules(modules)) {
             self.learned.insert(0, (symbols, code));
             self.learned.truncate(LEARNED);
         }
     }
 
     /// Reads the symbols again if other modules are loaded than at the start.
-    pub fn refresh(&mut self, root: &Path) {
-        if modules(root) != self.root_modules {
-            self.after = Symbols::read(root).ok();
+    pub fn refresh(&mut self) {
+        let now = self.modules.as_ref().map(loaded).unwrap_or_default();
+        if now != self.modules_before {
+            self.after = self.kallsyms.as_ref().and_then(|kallsyms| kallsyms.symbols().ok());
         }
     }
 
@@ -98,10 +111,11 @@ impl Places {
 }
 
 /// Names and addresses of the loaded modules, without their use counts, which change all the time.
-fn modules(root: &Path) -> String {
-    std::fs::read_to_string(root.join("proc/modules"))
-        .unwrap_or_default()
-        .lines()
+fn loaded(mut modules: &File) -> String {
+    let mut text = String::new();
+    // What cannot be read counts as a change, after which symbols are read again.
+    let _ = modules.rewind().and_then(|()| modules.read_to_string(&mut text));
+    text.lines()
         .filter_map(|line| Some(format!("{} {}\n", line.split(' ').next()?, line.split(' ').nth(5)?)))
         .collect()
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Seek as _},
     path::Path,
 };
 
@@ -56,8 +56,65 @@ impl Location<'_> {
 /// What kallsyms calls the modules of code that the kernel generates.
 const GENERATED: [&str; 2] = ["bpf", "__builtin__ftrace"];
 
-/// The data symbols worth keeping (`arch/x86/kernel/head64.c`).
-const WANTED_DATA: [&str; 2] = ["vmemmap_base", "page_offset_base"];
+/// Variables that have no bytes (`struct lock_class_key` without lockdep), and so the address of the next one.
+const EMPTY: &str = "__key.";
+
+/// The symbols worth keeping whatever they are of: where x86-64 has its memory (`arch/x86/kernel/head64.c`), the image's bounds
+/// (`include/asm-generic/sections.h`), and the first page table of x86-64 and of arm64.
+const WANTED_DATA: [&str; 6] =
+    ["vmemmap_base", "page_offset_base", "_text", "_end", "init_top_pgt", "swapper_pg_dir"];
+
+/// `/proc/kallsyms`, open. Whether it shows addresses is settled when it is opened (`kernel/kallsyms.c`,
+/// `kallsyms_open`): what was opened with the right to see them shows them for good.
+pub struct Kallsyms(File);
+
+impl Kallsyms {
+    /// Opens it below `root`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(root: &Path) -> Result<Self> {
+        let path = root.join("proc/kallsyms");
+        File::open(&path).map(Self).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// The symbols of code, as they are now.
+    ///
+    /// # Errors
+    /// When the file cannot be read; hidden addresses are no error but a [`Symbols::note`].
+    pub fn symbols(&self) -> Result<Symbols> {
+        Symbols::read_kinds(&self.0, CODE)
+    }
+
+    /// The symbols of data, which the kernel lists if it is built with `KALLSYMS_ALL`. Those of per-CPU
+    /// variables have the addresses that are added to where a CPU's copy is.
+    ///
+    /// # Errors
+    /// As [`Kallsyms::symbols`].
+    pub fn data(&self) -> Result<Symbols> {
+        Symbols::read_kinds(&self.0, DATA)
+    }
+
+    /// The symbols of the code of some modules.
+    ///
+    /// # Errors
+    /// As [`Kallsyms::symbols`].
+    pub fn of_modules(&self, modules: &[String]) -> Result<Symbols> {
+        let mut symbols = self.symbols()?;
+        let wanted: Vec<bool> = symbols.modules.iter().map(|name| modules.contains(name)).collect();
+        symbols.table.retain(|symbol| wanted[usize::from(symbol.module)]);
+        symbols.table.shrink_to_fit();
+        // The names of all others are megabytes, and this is kept for each load of a module.
+        let mut names = String::new();
+        for symbol in &mut symbols.table {
+            let start = symbol.name as usize;
+            symbol.name = names.len() as u32;
+            names.push_str(&symbols.names[start..start + usize::from(symbol.length)]);
+        }
+        symbols.names = names;
+        Ok(symbols)
+    }
+}
 
 impl Symbols {
     /// Reads `/proc/kallsyms` below `root`.
@@ -65,32 +122,26 @@ impl Symbols {
     /// # Errors
     /// When the file cannot be read; hidden addresses are no error but a [`Symbols::note`].
     pub fn read(root: &Path) -> Result<Self> {
-        Self::read_kinds(root, CODE)
+        Kallsyms::open(root)?.symbols()
     }
 
-    /// Reads the symbols of data, which the kernel lists if it is built with `KALLSYMS_ALL`. Those of per-CPU
-    /// variables have the addresses that are added to where a CPU's copy is.
+    /// Reads the symbols of data; see [`Kallsyms::data`].
     ///
     /// # Errors
     /// As [`Symbols::read`].
     pub fn read_data(root: &Path) -> Result<Self> {
-        Self::read_kinds(root, DATA)
+        Kallsyms::open(root)?.data()
     }
 
-    fn read_kinds(root: &Path, kinds: &str) -> Result<Self> {
-        let path = root.join("proc/kallsyms");
-        let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    fn read_kinds(file: &File, kinds: &str) -> Result<Self> {
         let mut symbols = Self::empty();
         let mut lines = BufReader::with_capacity(1 << 16, file);
+        lines.rewind().context("cannot read /proc/kallsyms")?;
         let mut line = Vec::new();
         let (mut seen, mut hidden) = (0_u64, 0_u64);
         loop {
             line.clear();
-            if lines
-                .read_until(b'\n', &mut line)
-                .with_context(|| format!("cannot read {}", path.display()))?
-                == 0
-            {
+            if lines.read_until(b'\n', &mut line).context("cannot read /proc/kallsyms")? == 0 {
                 break;
             }
             seen += 1;
@@ -137,7 +188,7 @@ impl Symbols {
         if let Some(wanted) = WANTED_DATA.into_iter().find(|&wanted| wanted == name) {
             self.data.push((wanted, address));
         }
-        if !kinds.contains(kind) || address == 0 {
+        if !kinds.contains(kind) || address == 0 || name.starts_with(EMPTY) {
             return;
         }
         let module = fields.next().map_or("", |module| module.trim_matches(['[', ']']));
@@ -237,16 +288,13 @@ impl Symbols {
         last
     }
 
-    /// Reads only the symbols of some modules.
-    ///
-    /// # Errors
-    /// As [`Symbols::read`].
-    pub fn read_modules(root: &Path, modules: &[String]) -> Result<Self> {
-        let mut symbols = Self::read(root)?;
-        let wanted: Vec<bool> = symbols.modules.iter().map(|name| modules.contains(name)).collect();
-        symbols.table.retain(|symbol| wanted[usize::from(symbol.module)]);
-        symbols.table.shrink_to_fit();
-        Ok(symbols)
+    /// Addresses of a module's symbols, sorted.
+    pub fn addresses_of<'a>(&'a self, module: &'a str) -> impl Iterator<Item = u64> + 'a {
+        let index = self.modules.iter().position(|name| name == module).unwrap_or(usize::MAX);
+        self.table
+            .iter()
+            .filter(move |symbol| usize::from(symbol.module) == index)
+            .map(|symbol| symbol.address)
     }
 
     /// Address of one of the few data symbols that are kept.
@@ -307,6 +355,17 @@ mod tests {
         assert_eq!(symbols.data_address("vmemmap_base"), Some(0xffff_ffff_8200_0000));
         assert_eq!(symbols.address_of("_stext"), Some(0xffff_ffff_8100_0000));
         assert_eq!(symbols.note(), None);
+    }
+
+    #[test]
+    fn of_modules_only_their_own_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("proc")).unwrap();
+        let text = "ffffffff81000000 T _stext\nffffffffc0000010 t probe\t[drv]\nffffffffc0000100 t other\t[others]\n";
+        std::fs::write(root.path().join("proc/kallsyms"), text).unwrap();
+        let only = Kallsyms::open(root.path()).unwrap().of_modules(&["drv".to_owned()]).unwrap();
+        assert_eq!(only.locate(0xffff_ffff_c000_0018).map(|found| found.symbol), Some("probe"));
+        assert_eq!((only.len(), only.names.as_str()), (1, "probe"));
     }
 
     #[test]

@@ -13,12 +13,16 @@ use std::{
 
 use object::{
     Endianness,
-    elf::{FileHeader64, PT_LOAD},
-    read::elf::{FileHeader as _, ProgramHeader as _},
+    elf::{FileHeader64, PT_LOAD, PT_NOTE},
+    read::elf::{FileHeader as _, NoteIterator, ProgramHeader as _},
 };
 
 /// Bytes that the headers may take: 56 for each range of memory.
 const MOST_HEADERS: u64 = 4 << 20;
+/// Bytes of notes that are read.
+const MOST_NOTES: u64 = 1 << 20;
+/// The note with what the kernel says of itself to those who read its dumps (`kernel/vmcore_info.c`).
+const VMCOREINFO: &[u8] = b"VMCOREINFO";
 
 /// A range of addresses that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,9 @@ pub struct Segment {
 pub struct Kcore {
     file: File,
     segments: Vec<Segment>,
+    endian: Endianness,
+    /// Where the notes are in the file, and how many bytes.
+    notes: Option<(u64, u64)>,
 }
 
 impl Kcore {
@@ -73,7 +80,33 @@ impl Kcore {
             })
             .collect();
         segments.sort_unstable_by_key(|segment| segment.address);
-        Ok(Self { file, segments })
+        let notes = parsed
+            .program_headers(endian, &headers[..])
+            .map_err(broken)?
+            .iter()
+            .find(|segment| segment.p_type(endian) == PT_NOTE)
+            .map(|segment| (segment.p_offset(endian), segment.p_filesz(endian).min(MOST_NOTES)));
+        Ok(Self { file, segments, endian, notes })
+    }
+
+    /// What the kernel says of itself to those who read its dumps: lines like `NUMBER(VA_BITS)=48`. Empty where it
+    /// says nothing.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn vmcoreinfo(&self) -> Result<String> {
+        let Some((offset, bytes)) = self.notes else { return Ok(String::new()) };
+        let mut notes = vec![0; bytes as usize];
+        self.file.read_exact_at(&mut notes, offset)?;
+        let Ok(mut found) = NoteIterator::<FileHeader64<Endianness>>::new(self.endian, 4, &notes) else {
+            return Ok(String::new());
+        };
+        while let Ok(Some(note)) = found.next() {
+            if note.name() == VMCOREINFO {
+                return Ok(String::from_utf8_lossy(note.desc()).into_owned());
+            }
+        }
+        Ok(String::new())
     }
 
     /// The number of the open file.

@@ -12,6 +12,7 @@ use crate::{
         btf::Btf,
         layout::{FIVE_LEVELS, FOUR_LEVELS},
         machine::{Machine, lockdown, page_bytes},
+        memory::address_bits,
         symbols::{Location, Symbols},
     },
     proc::{iomem, kcore::Kcore},
@@ -52,6 +53,8 @@ pub(super) struct Memory {
     pub(super) nodes: u64,
     /// Bytes that each CPU has of static and early per-CPU memory, and where in the kernel's image that is.
     percpu: Option<Span>,
+    /// Bits of an address, where the kernel says so.
+    pub(super) address_bits: Option<u32>,
     /// The image's data, and what is added to physical addresses to have those of the image.
     image: Vec<Span>,
     image_offset: u64,
@@ -82,6 +85,7 @@ impl Memory {
             cpus: Vec::new(),
             nodes: 1,
             percpu: None,
+            address_bits: None,
             image: Vec::new(),
             image_offset: 0,
             own_notes: None,
@@ -90,6 +94,7 @@ impl Memory {
             memory.find_pages().context("where this kernel has its struct pages is not known")?;
         memory.find_cpus()?;
         memory.find_image(root);
+        memory.address_bits = memory.core.vmcoreinfo().ok().and_then(|info| address_bits(&info));
         memory.own_notes = memory.find_notes();
         Ok(memory)
     }
@@ -159,9 +164,9 @@ impl Memory {
                     .to_owned(),
             );
         }
-        if !cfg!(target_arch = "x86_64") {
+        if !cfg!(target_arch = "x86_64") && self.address_bits.is_none_or(|bits| bits > 48) {
             notes.push(
-                "where struct pages lie is known for x86_64 only: large objects count as held by their own"
+                "how this kernel's page tables are made is not known: large objects count as held by their own struct page"
                     .to_owned(),
             );
         }

@@ -28,12 +28,13 @@ impl ProgramCost {
 pub struct CostMeter {
     running: Option<(OwnedFd, Instant)>,
     measured_s: f64,
+    ended: bool,
 }
 
 impl CostMeter {
     /// Begins a window; without the right to, nothing is measured.
     pub fn begin(&mut self) {
-        if self.running.is_none() {
+        if self.running.is_none() && !self.ended {
             self.running = aya::sys::enable_stats(Stats::RunTime).ok().map(|fd| (fd, Instant::now()));
         }
     }
@@ -44,6 +45,17 @@ impl CostMeter {
             drop(fd);
             self.measured_s += since.elapsed().as_secs_f64();
         }
+    }
+
+    /// Ends measuring for good.
+    pub fn give_up(&mut self) {
+        self.end();
+        self.ended = true;
+    }
+
+    /// Whether it was given up: what was measured is of the beginning.
+    pub fn is_ended(&self) -> bool {
+        self.ended
     }
 
     /// Seconds measured so far.

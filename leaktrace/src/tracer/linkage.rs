@@ -16,8 +16,7 @@ use crate::{
         blame,
         linkage::{Linkage, Span, address_in, in_common, offset_in, pointers_out},
     },
-    kernel::modules,
-    proc::iomem,
+    kernel::{data::DataPlaces, machine::page_bytes},
 };
 
 /// Bytes that are read of one object.
@@ -41,8 +40,8 @@ const EACH: [usize; 3] = [24, 12, 6];
 /// Bytes of one range of data that are read at most.
 const MOST_DATA: u64 = 64 << 20;
 
-/// How much of physical memory the direct map may show, and where it begins to be memory: below lies
-/// what belongs to devices.
+/// Of x86-64: how much of physical memory the direct map may show, and where it begins to be memory: below
+/// lies what belongs to devices.
 const DIRECT_MAP: u64 = 1 << 46;
 const LOW_MEMORY: u64 = 1 << 20;
 /// How much `struct page`s may take.
@@ -118,14 +117,16 @@ impl Places {
 
 /// Data of the kernel's image, by way of the direct map, and of modules. kmemleak has notes on every object in the
 /// image's data: with it, only modules are asked.
-fn data(direct_map: u64, modules: &[&str], snapshot: &Snapshot) -> Vec<Span> {
-    let root = Path::new("/");
+///
+/// # Errors
+/// When the kernel hides where some of it is: what was not looked at cannot be said to hold nothing.
+fn data(places: &DataPlaces, direct_map: u64, modules: &[&str], snapshot: &Snapshot) -> Result<Vec<Span>> {
     let noted = snapshot.sites.iter().any(|site| blame::is_bookkeeping(&site.cache));
-    let image = if noted { Vec::new() } else { iomem::kernel_data(root) };
-    let image =
-        image.into_iter().map(|(first, last)| Span { start: direct_map + first, end: direct_map + last + 1 });
-    let modules = modules.iter().flat_map(|module| modules::data(root, module));
-    let mut spans: Vec<Span> = image.chain(modules.map(|(start, end)| Span { start, end })).collect();
+    let mut ranges = if noted { Vec::new() } else { places.image(direct_map)? };
+    for module in modules {
+        ranges.extend(places.of_module(Path::new("/"), module)?);
+    }
+    let mut spans: Vec<Span> = ranges.into_iter().map(|(start, end)| Span { start, end }).collect();
     spans.sort_unstable_by_key(|span| span.start);
     // Sections overlap, because each is taken to be as large as its module.
     let mut merged: Vec<Span> = Vec::new();
@@ -138,7 +139,7 @@ fn data(direct_map: u64, modules: &[&str], snapshot: &Snapshot) -> Vec<Span> {
     for span in &mut merged {
         span.end = span.end.min(span.start + MOST_DATA);
     }
-    merged
+    Ok(merged)
 }
 
 /// Reads and compares.
@@ -169,9 +170,14 @@ pub(super) fn look(
     snapshot: &Snapshot,
     which: &[usize],
     modules: &[&str],
+    places: &DataPlaces,
 ) -> Result<Vec<Linkage>> {
     let (peeker, direct_map, first_page) = ways(tracer).map_err(|reason| anyhow!("{reason}"))?;
-    let memory = vec![Span::new(direct_map + LOW_MEMORY, DIRECT_MAP), Span::new(first_page, PAGES), IMAGE];
+    let data = data(places, direct_map, modules, snapshot)?;
+    let memory = tracer.memory.as_ref().map_or_else(
+        || vec![Span::new(direct_map + LOW_MEMORY, DIRECT_MAP), Span::new(first_page, PAGES), IMAGE],
+        |map| map.readable.clone(),
+    );
     let page_struct = u64::from(tracer.page_struct.max(1));
     let subject = |family: &str, object: &LiveObject, size: u32| -> (Vec<Span>, Vec<Span>) {
         let size = u64::from(if size == 0 { object.size & !FRAGMENT } else { size });
@@ -180,7 +186,10 @@ pub(super) fn look(
             "page" => {
                 let frame = object.address.saturating_sub(first_page) / page_struct;
                 let page = Span::new(object.address, page_struct);
-                let data = Span::new(direct_map + frame * 4_096, u64::from(object.size & !FRAGMENT));
+                let data = Span::new(
+                    direct_map.wrapping_add(frame * page_bytes()),
+                    u64::from(object.size & !FRAGMENT),
+                );
                 (vec![page, data], vec![page, data])
             }
             "vmalloc" | "percpu" => (vec![whole], Vec::new()),
@@ -220,7 +229,7 @@ pub(super) fn look(
             subject.linked = link.is_some_and(|link| subject.links.contains(&link));
         }
     }
-    look.find_in_data(&data(direct_map, modules, snapshot), &mut subjects)?;
+    look.find_in_data(&data, &mut subjects)?;
     look.find_holders(&holders, &mut subjects)?;
     Ok(ranges.into_iter().map(|range| summary(&subjects[range])).collect())
 }

@@ -50,7 +50,10 @@ pub use self::{
     snapshot::{FreeCaller, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
     watch::Stay,
 };
-use crate::{analysis::linkage::Linkage, kernel::layout::Layout};
+use crate::{
+    analysis::linkage::Linkage,
+    kernel::{data::DataPlaces, layout::Layout, memory},
+};
 
 /// What one process holds of one site.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +102,7 @@ pub struct Tracer {
     peeker: Result<Peeker, String>,
     watch: Watch,
     page_struct: u32,
+    memory: Option<memory::Map>,
     meter: CostMeter,
     started: Instant,
     next_scan: Instant,
@@ -163,6 +167,7 @@ impl Tracer {
             peeker,
             watch,
             page_struct: layout.config.page_size_of,
+            memory: layout.memory.clone(),
             ebpf,
             messages,
             programs,
@@ -210,6 +215,16 @@ impl Tracer {
     /// Turns them off again.
     pub fn end_measuring(&mut self) {
         self.meter.end();
+    }
+
+    /// Prepares for being without privileges: what the programs cost cannot be measured then.
+    pub fn give_up_measuring(&mut self) {
+        self.meter.give_up();
+    }
+
+    /// Whether the kernel lets this process look at its tables.
+    pub fn may_look(&self) -> bool {
+        names::read_overflow(&self.ebpf).is_ok() && self.programs.costs(&self.ebpf).is_ok()
     }
 
     /// Looks at the tables: counts, growth, and what has to be adjusted.
@@ -319,12 +334,18 @@ impl Tracer {
     }
 
     /// Looks at survivors in memory: whether they are part of a structure there. `which` are indices of
-    /// the snapshot's sites; `modules` are those whose data may hold them.
+    /// the snapshot's sites; `modules` are those whose data may hold them, and `places` says where data is.
     ///
     /// # Errors
     /// Says why memory cannot be read.
-    pub fn linkage(&self, snapshot: &Snapshot, which: &[usize], modules: &[&str]) -> Result<Vec<Linkage>> {
-        linkage::look(self, snapshot, which, modules)
+    pub fn linkage(
+        &self,
+        snapshot: &Snapshot,
+        which: &[usize],
+        modules: &[&str],
+        places: &DataPlaces,
+    ) -> Result<Vec<Linkage>> {
+        linkage::look(self, snapshot, which, modules, places)
     }
 
     /// Calls `with` for each live object of the snapshot's sites, with the index of the site.

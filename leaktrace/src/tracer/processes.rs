@@ -22,6 +22,10 @@ impl People {
     pub fn new(names: FxHashMap<u32, String>) -> Self {
         let namespace = fs::read_link("/proc/self/ns/pid");
         let error = match namespace {
+            // proc(5): hidepid=2 shows others' processes as if they were not there.
+            Ok(name) if name == Path::new(WHOLE_MACHINE) && !Path::new("/proc/1").exists() => {
+                Some("/proc hides processes (hidepid)")
+            }
             Ok(name) if name == Path::new(WHOLE_MACHINE) => None,
             Ok(_) => Some("leaktrace runs in a PID namespace of its own"),
             Err(_) => Some("/proc/self/ns/pid cannot be read"),

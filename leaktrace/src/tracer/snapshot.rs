@@ -167,6 +167,8 @@ pub struct Snapshot {
     pub page_uses_error: Option<String>,
     /// Seconds that were measured.
     pub measured_s: f64,
+    /// Whether measuring ended long before the trace did.
+    pub measuring_ended: bool,
     /// Sizes of the tables.
     pub sizes: Sizes,
     /// Whether pages could be looked up and led to the right caches.
@@ -307,6 +309,7 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
         module_events_missed: tracer.watch.missed(),
         page_uses_error,
         measured_s: tracer.meter.measured_s(),
+        measuring_ended: tracer.meter.is_ended(),
         sizes: tracer.sizes.clone(),
         page_lookup: trusted && control.page_lookups_right > 0,
         taken_ns: now,
