@@ -95,12 +95,21 @@ pub struct TopArgs {
 /// Options of `leaktrace serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Where to listen. Others than this machine's own processes need the token of --token-file.
+    /// Where to listen. Others than this machine's own processes need a token or a certificate.
     #[arg(short, long, value_name = "ADDRESS", default_value = "127.0.0.1:9843")]
     pub listen: SocketAddr,
     /// A file whose first line is what clients have to send as "Authorization: Bearer TOKEN".
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Speak TLS, with the certificates of this PEM file; it is read again when it is renewed.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of --tls-cert.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Answer only clients with a certificate that one of this PEM file has signed.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
     /// Time between two reports.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_window)]
     pub refresh: Duration,

@@ -41,6 +41,6 @@ pub(super) fn probe(root: &Path) -> Result<Kernel> {
     }
     let btf = Btf::read(&path)?;
     let symbols = Symbols::read(root).unwrap_or_else(|_| Symbols::empty());
-    let layout = Layout::resolve(&btf, &symbols).context("this kernel cannot be traced")?;
+    let layout = Layout::resolve(&btf, &symbols, root).context("this kernel cannot be traced")?;
     Ok(Kernel { machine, symbols, layout })
 }

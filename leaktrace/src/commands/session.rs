@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use caps::Capability;
 use procfs::{Current as _, Meminfo};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{runtime::Runtime, time::Instant as Deadline};
@@ -26,10 +27,12 @@ use crate::{
     analysis::accounts::Accounts,
     cli::WatchArgs,
     kernel::{
+        data::DataPlaces,
         dwarf::DebugInfo,
         machine::{Machine, page_bytes},
         modules,
         places::Places,
+        privilege,
     },
     proc::{
         profile,
@@ -87,6 +90,9 @@ pub(super) enum Woken {
     /// A signal came.
     Stopped,
 }
+
+/// How long what the programs cost is measured before privileges are given up.
+const MEASURED_ONCE: Duration = Duration::from_secs(1);
 
 /// Of a session without an end: so far away that it does not come.
 pub(super) fn never() -> Deadline {
@@ -165,6 +171,7 @@ impl Session {
             traits,
             memory: (memory.clone(), memory),
             places,
+            data: DataPlaces::read(root),
             no_page_lookup: kernel.layout.no_page_lookup,
             slabinfo_error,
             scope: Scope {
@@ -185,6 +192,19 @@ impl Session {
             due: Deadline::now(),
             nth: 0,
         })
+    }
+
+    /// Measures for a moment, and gives up all capabilities: what is traced goes on, and what is shown only to the
+    /// privileged is open already. Returns the one that this kernel demands for looking, if it does.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) async fn give_up_privileges(&mut self) -> Result<Option<Capability>> {
+        self.tracer.begin_measuring();
+        // A signal is for the tick that comes.
+        tokio::time::sleep(MEASURED_ONCE.min(self.interval)).await;
+        self.tracer.give_up_measuring();
+        privilege::give_up(|| self.tracer.may_look())
     }
 
     /// Waits for the next tick, or for the end if that comes before, and looks at the tables then. Ticks keep their pace
@@ -240,13 +260,13 @@ impl Session {
             names.push(stay.module.clone());
             code.extend(stay.ranges.iter().map(|&(start, end)| start..end));
         }
-        self.surroundings.places.learn(Path::new("/"), &names, code);
+        self.surroundings.places.learn(&names, code);
     }
 
     /// Judges what a snapshot shows.
     pub(super) fn judge<'a>(&self, snapshot: &'a Snapshot, shaken: Option<&Before>) -> Judgement<'a> {
         let look = |snapshot: &Snapshot, which: &[usize], modules: &[&str]| {
-            self.tracer.linkage(snapshot, which, modules)
+            self.tracer.linkage(snapshot, which, modules, &self.surroundings.data)
         };
         assemble::judge(snapshot, &self.surroundings, shaken, &look)
     }

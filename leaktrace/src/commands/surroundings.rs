@@ -12,6 +12,7 @@ use super::prove::{self, Proofs};
 use crate::{
     analysis::{accounts::Accounts, verdict::Proven},
     kernel::{
+        data::DataPlaces,
         machine::{Machine, page_bytes},
         places::Places,
     },
@@ -42,6 +43,7 @@ pub(super) struct Surroundings {
     pub(super) traits: HashMap<String, CacheTraits>,
     pub(super) memory: (Meminfo, Meminfo),
     pub(super) places: Places,
+    pub(super) data: DataPlaces,
     pub(super) no_page_lookup: Option<String>,
     pub(super) slabinfo_error: Option<String>,
     pub(super) scope: Scope,
@@ -89,6 +91,6 @@ impl Surroundings {
         {
             *accounts = Accounts::new(before, &now);
         }
-        self.places.refresh(root);
+        self.places.refresh();
     }
 }

@@ -50,11 +50,10 @@ pub fn headline(report: &Report) -> Headline {
 
 /// Objects in a time that reads well.
 fn rate_in_words(per_s: f64) -> String {
-    if per_s >= 1.0 {
-        format!("{per_s:.0} objects a second")
-    } else {
-        format!("{:.0} objects a minute", per_s * 60.0)
-    }
+    let steps = [(1.0, "a second"), (60.0, "a minute"), (3_600.0, "an hour")];
+    let (seconds, word) =
+        steps.into_iter().find(|(seconds, _)| per_s * seconds >= 1.0).unwrap_or((86_400.0, "a day"));
+    format!("{:.0} objects {word}", (per_s * seconds).max(1.0))
 }
 
 /// Nobody plans for more than some years.
@@ -102,4 +101,22 @@ fn suspected(first: &Finding, suspects: usize, window: f64) -> String {
         escape(&first.cache),
         units::bytes(first.growth.bytes_per_s)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_read_well() {
+        for (per_s, text) in [
+            (12.4, "12 objects a second"),
+            (0.2, "12 objects a minute"),
+            (0.002, "7 objects an hour"),
+            (1e-4, "9 objects a day"),
+            (1e-9, "1 objects a day"),
+        ] {
+            assert_eq!(rate_in_words(per_s), text);
+        }
+    }
 }

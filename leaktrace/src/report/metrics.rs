@@ -68,14 +68,12 @@ fn whole(registry: &mut Registry, report: &Report) {
         Some(Unit::Other("bytes_per_second".into())),
         one(report.headline.bytes_per_s),
     );
-    if let Some(seconds) = report.headline.memory_lasts_s {
-        gauge(
-            registry,
-            ("memory_lasts", "How long available memory lasts at the rate of the leaks"),
-            Some(Unit::Seconds),
-            one(seconds),
-        );
-    }
+    gauge(
+        registry,
+        ("memory_lasts", "How long available memory lasts at the rate of the leaks; absent without any"),
+        Some(Unit::Seconds),
+        report.headline.memory_lasts_s.map(one).unwrap_or_default(),
+    );
     if let Some(memory) = report.memory.get("MemAvailable") {
         gauge(
             registry,
@@ -93,12 +91,9 @@ fn whole(registry: &mut Registry, report: &Report) {
             one(percent / 100.0),
         );
     }
-    gauge(
-        registry,
-        ("own_cpu", "CPU time of leaktrace itself"),
-        Some(Unit::Seconds),
-        one(overhead.user_space_cpu_s),
-    );
+    let own = Counter::<f64, AtomicU64>::default();
+    own.inc_by(overhead.user_space_cpu_s);
+    registry.register_with_unit("own_cpu", "CPU time of leaktrace itself", Unit::Seconds, own);
     gauge(
         registry,
         ("tables", "Kernel memory of the tables"),
@@ -245,6 +240,28 @@ mod tests {
         // A name ends no label and no line.
         assert!(text.contains("cache=\"a\\\"b\\\\c\\\\u{a}d\""), "{text}");
         assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("leaktrace_")), "{text}");
+    }
+
+    /// What alerts and the dashboard ask for is there.
+    #[test]
+    fn what_is_deployed_asks_for_what_there_is() {
+        let text = render(&sample::report("leak"));
+        let declared: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let asked = [
+            include_str!("../../../deploy/prometheus/leaktrace.rules.yml"),
+            include_str!("../../../deploy/grafana/leaktrace.json"),
+        ]
+        .concat();
+        let names: Vec<&str> = asked
+            .split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+            .filter(|word| word.starts_with("leaktrace_"))
+            .map(|word| word.trim_end_matches("_total"))
+            .collect();
+        assert!(names.len() > 15);
+        for name in names {
+            assert!(declared.contains(&name), "{name} is none of {declared:?}");
+        }
     }
 
     #[test]

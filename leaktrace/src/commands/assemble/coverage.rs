@@ -142,9 +142,27 @@ fn blind_spots(
     spots
 }
 
+/// Share of all CPUs that the programs take, in percent. Where it could only be measured at the beginning, it is what an event
+/// took then for each event since.
+fn programs_percent(snapshot: &Snapshot, cpus: u32) -> Option<f64> {
+    let (runs, ns) =
+        snapshot.costs.iter().fold((0, 0), |(runs, ns), (_, cost, _)| (runs + cost.runs, ns + cost.ns));
+    let (ns, seconds) = if snapshot.measuring_ended {
+        // The counts of a site are those of each of its callers.
+        let mut counted = rustc_hash::FxHashSet::default();
+        let sites = snapshot.sites.iter().filter(|site| counted.insert(site.site));
+        let events: u64 =
+            sites.map(|site| site.allocated + site.freed - site.implicit_frees.min(site.freed)).sum();
+        let events = events + snapshot.unknown_frees.values().sum::<u64>();
+        (ns as f64 / runs.max(1) as f64 * events as f64, snapshot.duration.as_secs_f64())
+    } else {
+        (ns as f64, snapshot.measured_s)
+    };
+    let cpu_s = seconds * f64::from(cpus);
+    (cpu_s > 0.0 && snapshot.measured_s > 0.0).then(|| ns / 1e9 / cpu_s * 100.0)
+}
+
 pub(super) fn overhead(snapshot: &Snapshot, surroundings: &Surroundings) -> Overhead {
-    let ns: u64 = snapshot.costs.iter().map(|(_, cost, _)| cost.ns).sum();
-    let cpu_s = snapshot.measured_s * f64::from(surroundings.machine.online_cpus);
     Overhead {
         programs: snapshot
             .costs
@@ -156,7 +174,7 @@ pub(super) fn overhead(snapshot: &Snapshot, surroundings: &Surroundings) -> Over
                 recursion_misses: *misses,
             })
             .collect(),
-        cpu_percent: (cpu_s > 0.0).then(|| ns as f64 / 1e9 / cpu_s * 100.0),
+        cpu_percent: programs_percent(snapshot, surroundings.machine.online_cpus),
         user_space_cpu_s: own_cpu_s(),
         tables_kb: snapshot.sizes.bytes() / 1_024,
         max_objects: snapshot.sizes.max_objects,

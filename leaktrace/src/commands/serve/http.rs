@@ -12,9 +12,17 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+    time::timeout,
+};
 
-use super::shown::{Shown, What};
+use super::{
+    shown::{Shown, What},
+    tls::Tls,
+};
 
 /// Connections at a time; more are closed at once.
 const CONNECTIONS: usize = 128;
@@ -28,47 +36,70 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Whom an answer is for.
+#[derive(Clone, Debug)]
+pub(super) enum Trust {
+    /// Who asks by a name that only this machine has.
+    Local,
+    /// Who knows the token.
+    Token(Arc<str>),
+    /// Who came with a certificate.
+    Certificate,
+}
+
 /// Answers until it is dropped.
-pub(super) async fn serve(listener: TcpListener, shown: Arc<Shown>, token: Option<String>) {
+pub(super) async fn serve(listener: TcpListener, shown: Arc<Shown>, trust: Trust, tls: Option<Arc<Tls>>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let token = token.map(Arc::<str>::from);
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let (shown, token) = (Arc::clone(&shown), token.clone());
+        let (shown, trust) = (Arc::clone(&shown), trust.clone());
+        let acceptor = tls.as_ref().map(|tls| tls.acceptor());
         tokio::spawn(async move {
-            let answer = service_fn(|request: Request<Incoming>| {
-                let response = answer(&request, &shown, token.as_deref());
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .max_buf_size(BUFFER)
-                .serve_connection(TokioIo::new(stream), answer);
-            // What goes wrong on a connection is the client's loss only.
-            let _ = timeout(WHOLE, connection).await;
+            match acceptor {
+                None => converse(stream, &shown, &trust).await,
+                Some(acceptor) => {
+                    if let Ok(Ok(stream)) = timeout(HEAD, acceptor.accept(stream)).await {
+                        converse(stream, &shown, &trust).await;
+                    }
+                }
+            }
             drop(place);
         });
     }
 }
 
-fn answer(request: &Request<Incoming>, shown: &Shown, token: Option<&str>) -> Response<Full<Bytes>> {
+/// Answers on one connection; what goes wrong there is the client's loss only.
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, shown: &Shown, trust: &Trust) {
+    let answer = service_fn(|request: Request<Incoming>| {
+        let response = answer(&request, shown, trust);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(stream), answer);
+    let _ = timeout(WHOLE, connection).await;
+}
+
+fn answer(request: &Request<Incoming>, shown: &Shown, trust: &Trust) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
-    match token {
-        Some(token) if !knows(request.headers(), token) => {
+    match trust {
+        // Who watches over services has no token, and learns only that this one works.
+        Trust::Token(token) if request.uri().path() != "/healthz" && !knows(request.headers(), token) => {
             let mut response = plain(StatusCode::UNAUTHORIZED, "this takes the token\n");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return response;
         }
         // A page of another site must not read this by a name of its own for this machine.
-        None if !is_local(request.headers()) => {
-            return plain(StatusCode::FORBIDDEN, "without a token this answers to localhost only\n");
+        Trust::Local if !is_local(request.headers()) => {
+            return plain(StatusCode::FORBIDDEN, "this answers to localhost only\n");
         }
         _ => {}
     }

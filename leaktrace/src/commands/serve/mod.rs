@@ -1,7 +1,9 @@
 //! `leaktrace serve`: a trace without an end, whose findings are had by HTTP.
 
 mod http;
+mod service;
 mod shown;
+mod tls;
 
 use std::{
     fs,
@@ -12,14 +14,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use caps::Capability;
 use tokio::net::TcpListener;
 
-use self::shown::Shown;
+use self::{http::Trust, shown::Shown, tls::Tls};
 use super::{
     judging, probe,
     session::{self, How, Session, Woken},
 };
-use crate::cli::ServeArgs;
+use crate::{cli::ServeArgs, report::escape};
 
 /// Findings in each report; leaks are told however many there are.
 const FINDINGS: u32 = 500;
@@ -32,12 +35,16 @@ const SHORTEST_TOKEN: usize = 16;
 /// When tracing cannot work here, or nobody can listen there.
 pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let token = args.token_file.as_deref().map(token).transpose()?;
-    if token.is_none() && !args.listen.ip().is_loopback() {
-        bail!(
-            "{} can be reached by others: give a token that they have to know, with --token-file FILE",
+    let tls = tls(args)?;
+    let trust = match token {
+        Some(token) => Trust::Token(token.into()),
+        None if tls.as_ref().is_some_and(|tls| tls.asks_clients()) => Trust::Certificate,
+        None if args.listen.ip().is_loopback() => Trust::Local,
+        None => bail!(
+            "{} can be reached by others: give a token that they have to know, with --token-file FILE, or ask for their certificates, with --tls-client-ca FILE",
             args.listen
-        );
-    }
+        ),
+    };
     let kernel = probe::probe(Path::new("/"))?;
     let runtime = session::runtime()?;
     let _guard = runtime.enter();
@@ -47,23 +54,50 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let address = listener.local_addr().with_context(|| format!("cannot listen on {}", args.listen))?;
     let how = How { min_age: args.watch.survivor_age(), top: FINDINGS, verbose: false, quiet: args.quiet };
     let mut session = Session::begin(kernel, &args.watch, &how)?;
+    let kept = runtime.block_on(session.give_up_privileges())?;
     if !args.quiet {
-        tell(address, token.is_some());
+        tell(address, &trust, tls.is_some(), kept);
     }
     let shown = Arc::new(Shown::new(args.watch.interval));
+    service::ready(address);
     let served = runtime.block_on(async {
-        let serving = tokio::spawn(http::serve(listener, Arc::clone(&shown), token));
-        let watched = watch(&mut session, &shown, args).await;
+        let serving = tokio::spawn(http::serve(listener, Arc::clone(&shown), trust, tls.clone()));
+        let watchdog = tokio::spawn(service::keep_alive(Arc::clone(&shown)));
+        let watched = watch(&mut session, &shown, tls.as_deref(), args).await;
         serving.abort();
+        watchdog.abort();
         watched
     });
+    service::stopping();
     session.tracer.detach()?;
     served
 }
 
-fn tell(address: SocketAddr, token: bool) {
-    let how = if token { ", with the token as Authorization: Bearer" } else { "" };
-    eprintln!("Serving http://{address}/ (page), /metrics, /report.json, /debug/pprof/heap, /healthz{how}.");
+fn tls(args: &ServeArgs) -> Result<Option<Arc<Tls>>> {
+    let Some((certificates, key)) = args.tls_cert.clone().zip(args.tls_key.clone()) else { return Ok(None) };
+    let files = tls::Files { certificates, key, clients: args.tls_client_ca.clone() };
+    Ok(Some(Arc::new(Tls::new(files)?)))
+}
+
+fn tell(address: SocketAddr, trust: &Trust, tls: bool, kept: Option<Capability>) {
+    let how = match trust {
+        Trust::Local => "",
+        Trust::Token(_) => ", with the token as Authorization: Bearer",
+        Trust::Certificate => ", with a certificate",
+    };
+    let scheme = if tls { "https" } else { "http" };
+    eprintln!(
+        "Serving {scheme}://{address}/ (page), /metrics, /report.json, /debug/pprof/heap, /healthz{how}."
+    );
+    match kept {
+        None => eprintln!("All capabilities are given up."),
+        Some(kept) => {
+            eprintln!("All capabilities are given up but {kept}, without which this kernel shows no tables.");
+        }
+    }
+    if matches!(trust, Trust::Token(_)) && !tls && !address.ip().is_loopback() {
+        eprintln!("note: without --tls-cert the token and what is answered can be read on the way");
+    }
 }
 
 /// The token of a file: its first line.
@@ -81,7 +115,7 @@ fn token(path: &Path) -> Result<String> {
 }
 
 /// Ticks, and makes a report now and then.
-async fn watch(session: &mut Session, shown: &Shown, args: &ServeArgs) -> Result<()> {
+async fn watch(session: &mut Session, shown: &Shown, tls: Option<&Tls>, args: &ServeArgs) -> Result<()> {
     let mut report = Instant::now();
     loop {
         let (woken, _) = session.tick(session::never()).await?;
@@ -91,7 +125,12 @@ async fn watch(session: &mut Session, shown: &Shown, args: &ServeArgs) -> Result
         shown.ticked();
         if report <= Instant::now() {
             let judged = Instant::now();
-            shown.show(session.look()?);
+            let looked = session.look()?;
+            service::status(&looked.headline.text);
+            shown.show(looked);
+            if let Some(Err(error)) = tls.map(Tls::refresh) {
+                eprintln!("note: {}", escape(&format!("{error:#}")));
+            }
             report = (judged + args.refresh.max(Duration::from_millis(100))).max(judging::after(judged));
         }
         // Who asks has a turn, however long the last look took.
