@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    arch::Arch,
     run::{check, find, output, target},
     setup::{apt_install, say},
 };
@@ -29,8 +30,9 @@ impl Suite {
     ///
     /// # Errors
     /// When there is no apt, or the lists cannot be had.
-    pub(crate) fn open(name: &'static str, offline: bool) -> Result<Self> {
-        let suite = Self { name, directory: target().join("vm/apt").join(name) };
+    pub(crate) fn open(name: &'static str, arch: Arch, offline: bool) -> Result<Self> {
+        let directory = target().join("vm/apt").join(format!("{name}-{}", arch.debian()));
+        let suite = Self { name, directory };
         if suite.directory.join("updated").exists() {
             return Ok(suite);
         }
@@ -56,8 +58,11 @@ impl Suite {
         let settings = format!(
             "Dir::State \"{directory}\";\nDir::State::lists \"{directory}/lists\";\nDir::State::status \"{directory}/status\";\n\
              Dir::Cache \"{directory}/cache\";\nDir::Etc::sourcelist \"{directory}/sources.list\";\n\
-             Dir::Etc::sourceparts \"{directory}/parts\";\nAPT::Architecture \"amd64\";\nAPT::Sandbox::User \"root\";\n\
-             Acquire::Languages \"none\";\n"
+             Dir::Etc::sourceparts \"{directory}/parts\";\nAPT::Architecture \"{}\";\n\
+             APT::Architectures {{ \"{}\"; }};\nAPT::Sandbox::User \"root\";\n\
+             Acquire::Languages \"none\";\n",
+            arch.debian(),
+            arch.debian()
         );
         fs::write(place("apt.conf"), settings)?;
         check(suite.apt("apt-get").args(["-qq", "update"]))?;
@@ -104,7 +109,7 @@ impl Suite {
 }
 
 /// Where this machine gets Debian from.
-fn mirror() -> String {
+pub(crate) fn mirror() -> String {
     output(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))
         .and_then(|text| {
             text.lines().find(|line| line.trim_end_matches('/').ends_with("/debian")).map(ToOwned::to_owned)

@@ -1,34 +1,113 @@
-//! `cargo xtask dist`: one static, stripped binary that runs from an initramfs without libc.
+//! `cargo xtask dist`: one static, stripped binary that runs from an initramfs without libc, with manual pages and
+//! completions, and Debian's package of all that.
 
-use std::fs;
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::run::{cargo_static, check, find, output, target, workspace};
+use crate::{
+    arch::Arch,
+    run::{cargo, cargo_static, check, find, output, workspace},
+    setup::{cache, need, say},
+};
 
-/// Builds it into target/dist.
+/// Version of cargo-deb that is built when none is found.
+const CARGO_DEB: &str = "3.8.0";
+
+/// Builds everything for a kind of machine into target/dist.
 ///
 /// # Errors
 /// When cargo fails, or the binary needs a loader after all.
-pub(crate) fn dist(offline: bool) -> Result<()> {
-    let (mut cargo, built) = cargo_static(offline, "dist");
+pub(crate) fn dist(offline: bool, arch: Arch) -> Result<()> {
+    let (mut cargo, built) = cargo_static(offline, "dist", arch)?;
     check(cargo.args(["--package", "leaktrace"]))?;
-    let built = built.join("leaktrace");
-    let place = target().join("dist");
+    let place = directory().join(arch.name());
     fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
     let binary = place.join("leaktrace");
-    fs::copy(&built, &binary).with_context(|| format!("cannot copy {}", built.display()))?;
+    copy(&built.join("leaktrace"), &binary)?;
     if find("readelf").is_some()
-        && output(std::process::Command::new("readelf").arg("-l").arg(&binary))
-            .is_some_and(|text| text.contains("INTERP"))
+        && output(Command::new("readelf").arg("-l").arg(&binary)).is_some_and(|text| text.contains("INTERP"))
     {
         bail!("{} is not static", binary.display());
     }
     for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
-        fs::copy(workspace().join(licence), place.join(licence))
-            .with_context(|| format!("cannot copy {licence}"))?;
+        copy(&workspace().join(licence), &place.join(licence))?;
     }
     let size = fs::metadata(&binary)?.len() as f64 / f64::from(1 << 20);
     println!("{} ({size:.1} MiB, static)", binary.display());
+    println!("{}", deb(offline, arch, &binary)?.display());
     Ok(())
+}
+
+/// Where everything goes. The package's description in leaktrace/Cargo.toml names it, so it is the same with any
+/// `CARGO_TARGET_DIR`.
+fn directory() -> PathBuf {
+    workspace().join("target/dist")
+}
+
+/// Makes the package of a static binary; returns it.
+///
+/// # Errors
+/// When cargo-deb cannot be had, or fails.
+pub(crate) fn deb(offline: bool, arch: Arch, binary: &Path) -> Result<PathBuf> {
+    let tool = cargo_deb(offline)?;
+    let stage = directory().join("package");
+    let _ = fs::remove_dir_all(&stage);
+    fs::create_dir_all(&stage).with_context(|| format!("cannot make {}", stage.display()))?;
+    check(
+        cargo(offline)
+            .args(["run", "--quiet", "--package", "leaktrace", "--example", "manual", "--"])
+            .arg(&stage),
+    )?;
+    copy(binary, &stage.join("leaktrace"))?;
+    let place = directory().join(arch.name());
+    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    let mut command = Command::new(tool);
+    // What cargo set for this program would mislead the one that it runs.
+    command
+        .current_dir(workspace())
+        .args(["deb", "--quiet", "--no-build", "--no-strip", "--package", "leaktrace", "--target"])
+        .arg(arch.triple())
+        .arg("--output")
+        .arg(&place);
+    if offline {
+        command.arg("--offline");
+    }
+    check(&mut command)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let deb = place.join(format!("leaktrace_{version}-1_{}.deb", arch.debian()));
+    if !deb.exists() {
+        bail!("cargo-deb did not make {}", deb.display());
+    }
+    Ok(deb)
+}
+
+fn cargo_deb(offline: bool) -> Result<PathBuf> {
+    if let Some(found) = find("cargo-deb") {
+        return Ok(found);
+    }
+    let root = cache()?.join("cargo-deb");
+    let tool = root.join("bin/cargo-deb");
+    if output(Command::new(&tool).arg("--version")).is_some() {
+        return Ok(tool);
+    }
+    if offline {
+        bail!("no cargo-deb was found in PATH, and --offline forbids building one");
+    }
+    need("dpkg", offline)?;
+    say(&format!("building cargo-deb {CARGO_DEB} (about a minute)"));
+    check(
+        Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["install", "cargo-deb", "--quiet", "--locked", "--version", CARGO_DEB, "--root"])
+            .arg(&root),
+    )?;
+    Ok(tool)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {}", from.display()))
 }

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    arch::Arch,
     debian::Suite,
     run::{check, find, target, workspace},
     setup::{apt_install, say},
@@ -75,7 +76,7 @@ pub(crate) fn build(source: &Source, directory: &Path, offline: bool) -> Result<
     }
     let root = target().join("vm/source").join(source.version);
     let _ = fs::remove_dir_all(&root);
-    Suite::open(source.suite, offline)?.unpack(&[source.package], &root)?;
+    Suite::open(source.suite, Arch::host()?, offline)?.unpack(&[source.package], &root)?;
     let archive = root.join("usr/src").join(format!("{}.tar.xz", source.package));
     check(Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&root))?;
     let tree = root.join(source.package);

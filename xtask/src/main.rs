@@ -1,5 +1,6 @@
 //! `cargo xtask`: set-up, building, running, testing, measuring and packaging leaktrace.
 
+mod arch;
 mod debian;
 mod dist;
 mod kernel;
@@ -59,8 +60,12 @@ enum Command {
         /// Its version.
         version: String,
     },
-    /// Make a static, stripped binary with the eBPF programs in it, in target/dist.
-    Dist,
+    /// Make a static, stripped binary with the eBPF programs in it, and Debian's package of it, in target/dist.
+    Dist {
+        /// What they are for [default: machines like this one]; may be given several times.
+        #[arg(long, value_enum, value_name = "ARCH")]
+        arch: Vec<arch::Arch>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -90,7 +95,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             }
         }
         Command::Kernel { version } => vm::build_kernel(cli.offline, &version)?,
-        Command::Dist => dist::dist(cli.offline)?,
+        Command::Dist { arch } if arch.is_empty() => dist::dist(cli.offline, arch::Arch::host()?)?,
+        Command::Dist { arch } => arch.into_iter().try_for_each(|arch| dist::dist(cli.offline, arch))?,
     }
     Ok(ExitCode::SUCCESS)
 }

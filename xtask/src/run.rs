@@ -9,6 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::arch::Arch;
+
 /// The workspace's directory.
 pub(crate) fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
@@ -93,16 +95,21 @@ pub(crate) fn build(offline: bool) -> Result<PathBuf> {
     Ok(target().join("release/leaktrace"))
 }
 
-/// cargo, set to build statically linked programs, and the directory in which they will be. They have
-/// a target directory of their own: other flags would rebuild everything twice.
-pub(crate) fn cargo_static(offline: bool, profile: &str) -> (Command, PathBuf) {
-    let (directory, host) = (target().join("static"), env!("XTASK_HOST"));
+/// cargo, set to build statically linked programs for a kind of machine, and the directory in which they will be. They
+/// have a target directory of their own: other flags would rebuild everything twice.
+///
+/// # Errors
+/// When something that takes is missing.
+pub(crate) fn cargo_static(offline: bool, profile: &str, arch: Arch) -> Result<(Command, PathBuf)> {
+    arch.prepare(offline)?;
+    let (directory, triple) = (target().join("static"), arch.triple());
     let mut command = cargo(offline);
     command
-        .args(["build", "--quiet", "--profile", profile, "--target", host, "--target-dir"])
+        .args(["build", "--quiet", "--profile", profile, "--target", &triple, "--target-dir"])
         .arg(&directory)
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
-    (command, directory.join(host).join(profile))
+    arch.link(&mut command);
+    Ok((command, directory.join(triple).join(profile)))
 }
 
 /// Runs leaktrace as root with its own exit status.

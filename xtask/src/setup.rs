@@ -62,7 +62,7 @@ pub(crate) fn say(step: &str) {
 }
 
 /// The user's cache directory for leaktrace.
-fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))

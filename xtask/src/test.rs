@@ -2,13 +2,16 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    run::{build, cargo, check, find, is_root},
+    arch::Arch,
+    debian::Suite,
+    run::{build, cargo, check, find, is_root, target},
     setup::need,
     tally::Tally,
     vm,
@@ -38,13 +41,19 @@ pub(crate) fn test(offline: bool, run_guests: bool) -> Result<()> {
     need("strace", offline)?;
     // Others press keys on a terminal, and read a report in a browser.
     need("tmux", offline)?;
+    // Another asks the agent by TLS.
+    need("curl", offline)?;
     if ["chromium-browser", "google-chrome"].into_iter().all(|browser| find(browser).is_none()) {
         need("chromium", offline)?;
     }
+    let prometheus = prometheus(offline)?;
     step("tests");
     let mut command = cargo(offline);
     // One failure must not hide those of other test programs.
     command.args(["test", "--workspace", "--no-fail-fast"]).env("LEAKTRACE_BIN", leaktrace);
+    if let Some(place) = prometheus {
+        command.env("LEAKTRACE_PROMETHEUS", place);
+    }
     if !is_root() && find("sudo").is_some() {
         // Test binaries trace the kernel: run them, not the compiler, as root.
         let runner = format!("CARGO_TARGET_{}_RUNNER", host().to_uppercase().replace('-', "_"));
@@ -66,6 +75,19 @@ pub(crate) fn test(offline: bool, run_guests: bool) -> Result<()> {
         bail!("the tests failed");
     }
     Ok(())
+}
+
+/// Where Prometheus is, unless it is in PATH: unpacked, not installed, because its package starts a server.
+fn prometheus(offline: bool) -> Result<Option<PathBuf>> {
+    if find("promtool").is_some() {
+        return Ok(None);
+    }
+    let root = target().join("vm/prometheus");
+    let place = root.join("usr/bin");
+    if !place.join("promtool").exists() {
+        Suite::open("bookworm", Arch::host()?, offline)?.unpack(&["prometheus"], &root)?;
+    }
+    Ok(Some(place))
 }
 
 /// Runs `cargo test`, shows what it prints, and counts; also whether it succeeded.

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::kernels::Kernel;
 use crate::{
     run::{find, target, workspace},
     setup::{apt_install, need},
@@ -17,14 +18,17 @@ use crate::{
 const LIBELF: [&str; 3] =
     ["/usr/lib/x86_64-linux-gnu/libelf.so.1", "/lib/x86_64-linux-gnu/libelf.so.1", "/usr/lib64/libelf.so.1"];
 
-/// Builds tests/guest/driver against a kernel's headers; returns the module, stripped.
+/// Builds tests/guest/driver against a kernel's headers; returns the modules, stripped: the driver, and with `many` the
+/// one with a hundred thousand call sites, which takes a minute.
 ///
 /// # Errors
 /// With what the compiler said.
-pub(crate) fn build(kernel: &str, headers: &Path, offline: bool) -> Result<PathBuf> {
+pub(crate) fn build(kernel: &Kernel, headers: &Path, many: bool, offline: bool) -> Result<Vec<PathBuf>> {
     for tool in ["gcc", "make"] {
         need(tool, offline)?;
     }
+    kernel.arch.prepare(offline)?;
+    let (arch, tools, kernel) = (kernel.arch.kernel(), kernel.arch.tools(), kernel.name);
     // The kernel's build checks objects by a tool that is linked with libelf.
     if !LIBELF.iter().any(|place| Path::new(place).exists()) {
         if offline {
@@ -43,19 +47,23 @@ pub(crate) fn build(kernel: &str, headers: &Path, offline: bool) -> Result<PathB
             fs::write(&copy, text)?;
         }
     }
-    let module = place.join("leakdrv.ko");
     let mut command = Command::new("make");
     command
         .arg("-s")
         .arg("-C")
         .arg(headers)
         .arg(format!("M={}", place.display()))
+        .arg(format!("ARCH={arch}"))
+        .arg(format!("CROSS_COMPILE={tools}"))
         // A module's own BTF would need pahole and the kernel's vmlinux, and nobody reads it.
         .args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"])
         .stdin(Stdio::null());
-    if find("gcc-12").is_none() {
+    if many {
+        command.arg("MANYSITES=m");
+    }
+    if find(&format!("{tools}gcc-12")).is_none() {
         // Debian's headers name the compiler of their kernel; the system's own does as well.
-        command.arg("CC=gcc");
+        command.arg(format!("CC={tools}gcc"));
     }
     let output = command.output().context("cannot run make")?;
     if !output.status.success() {
@@ -65,15 +73,20 @@ pub(crate) fn build(kernel: &str, headers: &Path, offline: bool) -> Result<PathB
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    let stripped = place.join("stripped.ko");
-    let status = Command::new("objcopy")
-        .arg("--strip-debug")
-        .arg(&module)
-        .arg(&stripped)
-        .status()
-        .context("cannot run objcopy")?;
-    if !status.success() {
-        bail!("objcopy cannot strip {}", module.display());
+    let stripped = place.join("stripped");
+    fs::create_dir_all(&stripped)?;
+    let mut modules = Vec::new();
+    for name in ["leakdrv.ko", "manysites.ko"].into_iter().take(1 + usize::from(many)) {
+        let module = stripped.join(name);
+        let status = Command::new(format!("{tools}objcopy"))
+            .arg("--strip-debug")
+            .args([&place.join(name), &module])
+            .status()
+            .context("cannot run objcopy")?;
+        if !status.success() {
+            bail!("objcopy cannot strip {name}");
+        }
+        modules.push(module);
     }
-    Ok(stripped)
+    Ok(modules)
 }

@@ -14,8 +14,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
-use super::{EVAL, Guest, Programs, kernels, qemu};
-use crate::run::{as_root, build, build_of_tests};
+use super::{EVAL, Extra, Guest, Programs, kernels, qemu};
+use crate::{
+    arch::Arch,
+    run::{as_root, build, build_of_tests},
+};
 
 /// Begins a line with an outcome, as `tests/eval` prints it.
 const MARK: &str = "eval: ";
@@ -67,8 +70,12 @@ struct Outcome {
 /// When something cannot be had or built, or a guest hangs.
 pub(crate) fn eval(offline: bool, args: &EvalArgs) -> Result<bool> {
     let mut outcomes: BTreeMap<String, Vec<Outcome>> = BTreeMap::new();
-    let programs =
-        args.kernel.iter().any(|kernel| kernel != HERE).then(|| Programs::build(offline)).transpose()?;
+    let programs = args
+        .kernel
+        .iter()
+        .any(|kernel| kernel != HERE)
+        .then(|| Programs::build(Arch::X86_64, offline))
+        .transpose()?;
     for kernel in &args.kernel {
         let found = match &programs {
             Some(programs) if kernel != HERE => in_guests(offline, args, programs, kernel)?,
@@ -92,6 +99,9 @@ pub(crate) fn eval(offline: bool, args: &EvalArgs) -> Result<bool> {
 /// The scenarios in guests with one kernel.
 fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) -> Result<Vec<Outcome>> {
     let kernel = kernels::find(kernel)?;
+    if kernel.arch != Arch::X86_64 {
+        bail!("the evaluation has no peer for {}", kernel.arch.name());
+    }
     let one = |part: u32| -> Result<Vec<Outcome>> {
         let guest = Guest {
             offline,
@@ -103,7 +113,7 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
             driver_parameters: "",
             boot: "",
             files: &[],
-            peer: !args.no_peer,
+            with: if args.no_peer { &[] } else { &[Extra::Peer] },
             part,
         };
         let (innocent, part) = (args.innocent.to_string(), format!("{part}/{}", args.jobs));
@@ -113,7 +123,7 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
         Ok(outcomes)
     };
     // What all of them share is made before.
-    qemu::Qemu::find(offline)?;
+    qemu::Qemu::find(kernel.arch, offline)?;
     kernel.prepare(offline)?;
     let mut all = Vec::new();
     std::thread::scope(|scope| -> Result<()> {

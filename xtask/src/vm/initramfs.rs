@@ -38,6 +38,12 @@ impl Initramfs {
         self.inputs.push((entry, Box::new(Cursor::new(text.as_bytes().to_vec()))));
     }
 
+    /// A program for the shell.
+    pub(crate) fn script(&mut self, name: &str, text: &str) {
+        let entry = self.entry(name, ModeFileType::Regular, 0o755);
+        self.inputs.push((entry, Box::new(Cursor::new(text.as_bytes().to_vec()))));
+    }
+
     /// A copy of a file, as executable as that is.
     ///
     /// # Errors

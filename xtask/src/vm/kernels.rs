@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    arch::Arch,
     debian::Suite,
     kernel,
     run::{check, target},
@@ -21,6 +22,8 @@ const PREBUILT: &str = "LEAKTRACE_KERNELS";
 pub(crate) struct Kernel {
     /// Its name on the command line.
     pub(crate) name: &'static str,
+    /// What it runs on.
+    pub(crate) arch: Arch,
     /// Where it comes from.
     pub(crate) origin: Origin,
 }
@@ -34,11 +37,12 @@ pub(crate) enum Origin {
 }
 
 /// All of them, the oldest first.
-pub(crate) const KERNELS: [Kernel; 4] = [
-    Kernel { name: "6.1", origin: Origin::Debian("bookworm") },
-    Kernel { name: "6.12", origin: Origin::Debian("bookworm-backports") },
-    Kernel { name: "6.12-kmemleak", origin: Origin::Own(&kernel::SOURCES[0]) },
-    Kernel { name: "7.2-kmemleak", origin: Origin::Own(&kernel::SOURCES[1]) },
+pub(crate) const KERNELS: [Kernel; 5] = [
+    Kernel { name: "6.1", arch: Arch::X86_64, origin: Origin::Debian("bookworm") },
+    Kernel { name: "6.12", arch: Arch::X86_64, origin: Origin::Debian("bookworm-backports") },
+    Kernel { name: "6.12-kmemleak", arch: Arch::X86_64, origin: Origin::Own(&kernel::SOURCES[0]) },
+    Kernel { name: "7.2-kmemleak", arch: Arch::X86_64, origin: Origin::Own(&kernel::SOURCES[1]) },
+    Kernel { name: "6.12-arm64", arch: Arch::Aarch64, origin: Origin::Debian("bookworm-backports") },
 ];
 
 /// A kernel that is there.
@@ -74,7 +78,9 @@ impl Kernel {
     pub(crate) fn describe(&self) -> String {
         let state = if self.ready().is_ok() { "ready" } else { "not fetched yet" };
         match self.origin {
-            Origin::Debian(suite) => format!("Debian's cloud kernel from {suite}, {state}"),
+            Origin::Debian(suite) => {
+                format!("Debian's cloud kernel from {suite} for {}, {state}", self.arch.debian())
+            }
             Origin::Own(source) if self.prebuilt().is_some() => {
                 format!("own build of {} with kmemleak, from {PREBUILT}", source.package)
             }
@@ -94,7 +100,7 @@ impl Kernel {
         // What an interrupted attempt left.
         let _ = fs::remove_dir_all(&directory);
         match self.origin {
-            Origin::Debian(suite) => fetch(&Suite::open(suite, offline)?, &directory)?,
+            Origin::Debian(suite) => fetch(suite, self.arch, offline, &directory)?,
             Origin::Own(source) => match self.prebuilt() {
                 Some((image, archive)) => {
                     fs::create_dir_all(&directory)?;
@@ -130,21 +136,24 @@ impl Kernel {
 }
 
 /// Debian's newest cloud kernel of a suite, and the headers that modules are built against.
-fn fetch(suite: &Suite, directory: &Path) -> Result<()> {
+fn fetch(suite: &'static str, arch: Arch, offline: bool, directory: &Path) -> Result<()> {
+    let suites = Suite::open(suite, arch, offline)?;
     let first = |package: &str, prefix: &str| -> Result<String> {
-        suite
+        suites
             .dependencies(package)?
             .into_iter()
             .find(|name| name.starts_with(prefix))
             .with_context(|| format!("{package} depends on no {prefix}"))
     };
-    let image = first("linux-image-cloud-amd64", "linux-image-")?;
+    let image = first(&format!("linux-image-cloud-{}", arch.debian()), "linux-image-")?;
     let release = image.trim_start_matches("linux-image-").to_owned();
     let headers = format!("linux-headers-{release}");
     let common = first(&headers, "linux-headers-")?;
     let kbuild = first(&headers, "linux-kbuild-")?;
     let root = directory.join("root");
-    suite.unpack(&[&image, &headers, &common, &kbuild], &root)?;
+    suites.unpack(&[&image, &headers, &common], &root)?;
+    // The tools that build modules run here.
+    Suite::open(suite, Arch::host()?, offline)?.unpack(&[&kbuild], &root)?;
     let sources = root.join("usr/src");
     let build = sources.join(&headers);
     // It includes the common one by its place when installed.

@@ -6,6 +6,7 @@ mod initramfs;
 mod kernels;
 mod peer;
 mod qemu;
+mod system;
 
 use std::{
     fs,
@@ -23,6 +24,8 @@ use self::{
     qemu::{Machine, Qemu},
 };
 use crate::{
+    arch::Arch,
+    dist::deb,
     kernel,
     run::{cargo_static, check, target},
 };
@@ -34,12 +37,35 @@ const TESTS: &str = "guest-tests";
 /// The program that evaluates its verdicts.
 const EVAL: &str = "eval";
 
-/// Tests for which a kernel has to be started in another way: its name, what it is told, and a part of the test's name.
-const SPECIAL: [(&str, &str, &str); 3] = [
-    ("6.12", "slub_debug=U", "the kernel's own accounts"),
-    ("6.12", "no5lvl", "what nothing points to"),
-    ("6.12", "lockdown=confidentiality", "a kernel that is locked down"),
+/// A guest that is started for some tests only.
+struct Special {
+    /// Its kernel.
+    kernel: &'static str,
+    /// What that is told.
+    boot: &'static str,
+    /// Part of the tests' names.
+    test: &'static str,
+    /// What it has besides; in a whole system, our package as well.
+    with: &'static [Extra],
+}
+
+const SPECIAL: [Special; 5] = [
+    Special::booted("slub_debug=U", "the kernel's own accounts"),
+    Special::booted("no5lvl", "what nothing points to"),
+    Special::booted("lockdown=confidentiality", "a kernel that is locked down"),
+    Special::with(&[Extra::System], "the package in a whole system"),
+    Special::with(&[Extra::ManySites], "a hundred thousand call sites"),
 ];
+
+impl Special {
+    const fn booted(boot: &'static str, test: &'static str) -> Self {
+        Self { kernel: "6.12", boot, test, with: &[] }
+    }
+
+    const fn with(with: &'static [Extra], test: &'static str) -> Self {
+        Self { kernel: "6.12", boot: "", test, with }
+    }
+}
 
 /// Options of `cargo xtask vm`.
 #[derive(Args)]
@@ -68,12 +94,23 @@ pub(crate) struct VmArgs {
     /// Put a file of the host into /guest; may be given several times.
     #[arg(long, value_name = "FILE")]
     file: Vec<PathBuf>,
-    /// Put the peer memleak-libbpf into the guest, in /peer.
-    #[arg(long)]
-    peer: bool,
+    /// What the guest has besides; may be given several times.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    with: Vec<Extra>,
     /// The command to run in the guest: leaktrace, guest-tests, or a path there.
     #[arg(last = true)]
     command: Vec<String>,
+}
+
+/// What a guest may have besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Extra {
+    /// The peer memleak-libbpf, in /peer.
+    Peer,
+    /// A whole Debian with systemd, in which the command is run.
+    System,
+    /// A module with a hundred thousand call sites, in /guest, which takes a minute to build.
+    ManySites,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,7 +136,8 @@ pub(crate) fn vm(offline: bool, args: &VmArgs) -> Result<ExitCode> {
     if command.is_empty() {
         bail!("there is no command for the guest: try `cargo xtask vm -- leaktrace --duration 5`");
     }
-    let programs = Programs::build(offline)?;
+    let kernel = kernels::find(&args.kernel)?;
+    let programs = Programs::build(kernel.arch, offline)?;
     let guest = Guest {
         offline,
         programs: &programs,
@@ -109,10 +147,10 @@ pub(crate) fn vm(offline: bool, args: &VmArgs) -> Result<ExitCode> {
         driver_parameters: &args.driver,
         boot: &args.boot,
         files: &args.file,
-        peer: args.peer,
+        with: &args.with,
         part: 0,
     };
-    let code = guest.run(kernels::find(&args.kernel)?, &command, qemu::print)?;
+    let code = guest.run(kernel, &command, qemu::print)?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
@@ -121,24 +159,35 @@ pub(crate) fn vm(offline: bool, args: &VmArgs) -> Result<ExitCode> {
 /// # Errors
 /// When something cannot be had or built.
 pub(crate) fn test(offline: bool, mut seen: impl FnMut(&str)) -> Result<bool> {
-    let programs = Programs::build(offline)?;
+    let here = Programs::build(Arch::X86_64, offline)?;
+    let arm = Programs::build(Arch::Aarch64, offline)?;
     let mut passed = true;
-    let plain = KERNELS.iter().map(|kernel| (kernel, "", None));
-    let special = SPECIAL.iter().map(|&(name, boot, test)| Ok((kernels::find(name)?, boot, Some(test))));
-    for (kernel, boot, test) in plain.chain(special.collect::<Result<Vec<_>>>()?) {
+    let package = deb(offline, Arch::X86_64, &here.leaktrace)?;
+    let package = [named(&package, "leaktrace.deb")?];
+    let plain = KERNELS.iter().map(|kernel| (kernel, None));
+    let special = SPECIAL.iter().map(|special| Ok((kernels::find(special.kernel)?, Some(special))));
+    for (kernel, special) in plain.chain(special.collect::<Result<Vec<_>>>()?) {
+        let boot = special.map_or("", |special| special.boot);
+        let with: &[Extra] = match special {
+            Some(special) => special.with,
+            None if kernel.arch == Arch::X86_64 => &[Extra::Peer],
+            None => &[],
+        };
+        let system = with.contains(&Extra::System);
         let guest = Guest {
             offline,
-            programs: &programs,
+            programs: if kernel.arch == Arch::Aarch64 { &arm } else { &here },
             accelerator: "tcg",
-            memory: 1_024,
-            limit: Duration::from_mins(6),
+            memory: if system { 2_048 } else { 1_024 },
+            limit: Duration::from_mins(12),
             driver_parameters: "",
             boot,
-            files: &[],
-            peer: test.is_none(),
+            files: if system { &package } else { &[] },
+            with,
             part: 0,
         };
-        eprintln!("test: guest with {} {boot}", kernel.name);
+        let test = special.map(|special| special.test);
+        eprintln!("test: guest with {} {}", kernel.name, test.unwrap_or_default());
         let command: Vec<&str> = [TESTS].into_iter().chain(test).collect();
         match guest.run(kernel, &command, |line| {
             qemu::print(line);
@@ -156,6 +205,15 @@ pub(crate) fn test(offline: bool, mut seen: impl FnMut(&str)) -> Result<bool> {
         }
     }
     Ok(passed)
+}
+
+/// A copy of a file under the name that it has in a guest.
+fn named(file: &Path, name: &str) -> Result<PathBuf> {
+    let place = target().join("vm/files");
+    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    let copy = place.join(name);
+    fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
+    Ok(copy)
 }
 
 /// Builds a kernel to test on, and says where it is.
@@ -179,15 +237,16 @@ struct Programs {
 }
 
 impl Programs {
-    fn build(offline: bool) -> Result<Self> {
-        let (mut cargo, built) = cargo_static(offline, "release");
+    fn build(arch: Arch, offline: bool) -> Result<Self> {
+        let (mut cargo, built) = cargo_static(offline, "release", arch)?;
         let packages = ["leaktrace", "leaktrace-tests", "leaktrace-guest-init"];
         check(cargo.args(packages.iter().flat_map(|package| ["--package", package])).arg("--bins"))?;
-        let stripped = target().join("vm/programs");
+        let stripped = target().join("vm/programs").join(arch.name());
         fs::create_dir_all(&stripped)?;
         let strip = |name: &str| -> Result<PathBuf> {
             let place = stripped.join(name);
-            check(Command::new("objcopy").arg("--strip-debug").arg(built.join(name)).arg(&place))?;
+            let objcopy = format!("{}objcopy", arch.tools());
+            check(Command::new(objcopy).arg("--strip-debug").arg(built.join(name)).arg(&place))?;
             Ok(place)
         };
         Ok(Self {
@@ -210,29 +269,33 @@ struct Guest<'a> {
     /// What the kernel is told at its start, besides.
     boot: &'a str,
     files: &'a [PathBuf],
-    peer: bool,
+    with: &'a [Extra],
     /// Tells guests apart that run at the same time.
     part: u32,
 }
 
 impl Guest<'_> {
+    fn has(&self, extra: Extra) -> bool {
+        self.with.contains(&extra)
+    }
+
     /// Boots a kernel, runs a command, and returns its exit status.
     fn run(&self, kernel: &Kernel, command: &[&str], results: impl FnMut(&str)) -> Result<i32> {
-        let qemu = Qemu::find(self.offline)?;
+        let qemu = Qemu::find(kernel.arch, self.offline)?;
         let ready = kernel.prepare(self.offline)?;
-        let driver = driver::build(kernel.name, &ready.build, self.offline)?;
+        let drivers = driver::build(kernel, &ready.build, self.has(Extra::ManySites), self.offline)?;
         let name = match self.part {
             0 => kernel.name.to_owned(),
             part => format!("{}-{part}", kernel.name),
         };
         let initramfs = target().join("vm").join(format!("{name}.cpio"));
-        self.pack(&driver, command, &initramfs)?;
+        self.pack(&drivers, command, &initramfs)?;
         qemu.run(
             &Machine {
                 name: &name,
                 image: &ready.image,
                 initramfs: &initramfs,
-                boot: self.boot,
+                boot: &format!("{} {}", self.boot, if self.has(Extra::System) { system::BOOT } else { "" }),
                 accelerator: self.accelerator,
                 memory: self.memory,
                 limit: self.limit,
@@ -241,28 +304,39 @@ impl Guest<'_> {
         )
     }
 
-    fn pack(&self, driver: &Path, command: &[&str], place: &Path) -> Result<()> {
+    fn pack(&self, drivers: &[PathBuf], command: &[&str], place: &Path) -> Result<()> {
         let mut archive = Initramfs::default();
-        for directory in ["dev", "proc", "sys", "tmp", "run", "guest"] {
+        let places: &[&str] =
+            if self.has(Extra::System) { &["guest"] } else { &["dev", "proc", "sys", "tmp", "run", "guest"] };
+        for directory in places {
             archive.directory(directory);
         }
-        archive.file("init", &self.programs.init)?;
+        if self.has(Extra::System) {
+            archive.file("guest/init", &self.programs.init)?;
+            system::service(&mut archive);
+        } else {
+            archive.file("init", &self.programs.init)?;
+        }
         archive.file("guest/leaktrace", &self.programs.leaktrace)?;
         archive.file(&format!("guest/{TESTS}"), &self.programs.tests)?;
         archive.file(&format!("guest/{EVAL}"), &self.programs.eval)?;
         // The tests load it themselves.
         let by_themselves = [Some(&TESTS), Some(&EVAL)].contains(&command.first());
         let driver_name = if by_themselves { "guest/leakdrv.ko" } else { "guest/driver.ko" };
-        archive.file(driver_name, driver)?;
+        archive.file(driver_name, drivers.first().context("there is no driver")?)?;
+        if let Some(many) = drivers.get(1) {
+            archive.file("guest/manysites.ko", many)?;
+        }
         archive.text("guest/driver.parameters", self.driver_parameters);
         archive.text("guest/command", &command.join("\n"));
         for file in self.files {
             let name = file.file_name().context("a file for the guest has no name")?;
             archive.file(&format!("guest/{}", name.to_string_lossy()), file)?;
         }
-        if self.peer {
+        if self.has(Extra::Peer) {
             archive.tree("peer", &peer::memleak(self.offline)?)?;
         }
-        archive.write(place)
+        archive.write(place)?;
+        if self.has(Extra::System) { system::prepend(&system::archive(self.offline)?, place) } else { Ok(()) }
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::Result;
 
-use crate::{debian::Suite, run::target};
+use crate::{arch::Arch, debian::Suite, run::target};
 
 /// Debian's suite with the newest one.
 const SUITE: &str = "trixie";
@@ -24,7 +24,7 @@ pub(crate) fn memleak(offline: bool) -> Result<PathBuf> {
     }
     let root = target().join("vm/peer-root");
     let _ = fs::remove_dir_all(&root);
-    Suite::open(SUITE, offline)?.unpack(&PACKAGES, &root)?;
+    Suite::open(SUITE, Arch::X86_64, offline)?.unpack(&PACKAGES, &root)?;
     let _ = fs::remove_dir_all(&place);
     let unfinished = target().join("vm/peer-unfinished");
     let _ = fs::remove_dir_all(&unfinished);

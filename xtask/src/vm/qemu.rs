@@ -13,12 +13,13 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    arch::Arch,
     debian::Suite,
     run::{find, output, target},
     setup::need_package,
 };
 
-/// QEMU before this crashes guests with Linux 6.12 under TCG.
+/// QEMU before this crashes guests with Linux 6.12 for x86-64 under TCG.
 const OLDEST: u32 = 8;
 /// The suite that has a new one for Debian 12.
 const SUITE: &str = "bookworm-backports";
@@ -29,6 +30,7 @@ const SHOWN: usize = 4_000;
 
 /// An installed or unpacked QEMU.
 pub(crate) struct Qemu {
+    arch: Arch,
     program: PathBuf,
     /// Where its firmware is, when that is not where it looks by itself.
     firmware: Vec<PathBuf>,
@@ -59,15 +61,25 @@ impl Qemu {
     ///
     /// # Errors
     /// When none is there and none can be had.
-    pub(crate) fn find(offline: bool) -> Result<Self> {
+    pub(crate) fn find(arch: Arch, offline: bool) -> Result<Self> {
+        let plain = |program| Self { arch, program, firmware: Vec::new(), modules: None };
+        if arch == Arch::Aarch64 {
+            let system = "qemu-system-aarch64";
+            if find(system).is_none() && offline {
+                bail!("there is no {system}, and --offline forbids installing one");
+            }
+            need_package(system, "qemu-system-arm")?;
+            return find(system).map(plain).with_context(|| format!("{system} is not in PATH"));
+        }
         let system = "qemu-system-x86_64";
         if let Some(program) = find(system)
             && version(&program).is_some_and(|major| major >= OLDEST)
         {
-            return Ok(Self { program, firmware: Vec::new(), modules: None });
+            return Ok(plain(program));
         }
         let root = target().join("vm/qemu");
         let unpacked = Self {
+            arch,
             program: root.join("usr/bin").join(system),
             firmware: vec![root.join("usr/share/qemu"), root.join("usr/share/seabios")],
             modules: Some(root.join("usr/lib/x86_64-linux-gnu/qemu")),
@@ -82,10 +94,10 @@ impl Qemu {
         need_package(system, "qemu-system-x86")?;
         let program = find(system).with_context(|| format!("{system} was installed but is not in PATH"))?;
         if version(&program).is_some_and(|major| major >= OLDEST) {
-            return Ok(Self { program, firmware: Vec::new(), modules: None });
+            return Ok(plain(program));
         }
         let packages = ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"];
-        Suite::open(SUITE, offline)?.unpack(&packages, &root)?;
+        Suite::open(SUITE, arch, offline)?.unpack(&packages, &root)?;
         if version(&unpacked.program).is_none() {
             bail!("the QEMU of {SUITE} does not run here");
         }
@@ -134,17 +146,37 @@ impl Qemu {
             other => other,
         };
         command
-            .args(["-accel", accelerator, "-cpu", "max", "-smp", "2", "-m", &machine.memory.to_string()])
-            .args(["-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"])
-            .args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"])
+            .args(["-accel", accelerator, "-smp", "2", "-m", &machine.memory.to_string()])
+            .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
-            .args(["-chardev", "stdio,id=results,signal=off", "-serial", "chardev:results"])
+            .args(["-chardev", "stdio,id=results,signal=off"]);
+        let console = match self.arch {
+            Arch::X86_64 => {
+                command
+                    .args(["-cpu", "max", "-vga", "none", "-serial", "chardev:results"])
+                    .args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"]);
+                "ttyS0"
+            }
+            Arch::Aarch64 => {
+                // Pointer authentication costs an emulator more than all the rest.
+                command.args([
+                    "-machine",
+                    "virt",
+                    "-cpu",
+                    "cortex-a72",
+                    "-device",
+                    "pci-serial,chardev=results",
+                ]);
+                "ttyAMA0"
+            }
+        };
+        command
             .arg("-kernel")
             .arg(machine.image)
             .arg("-initrd")
             .arg(machine.initramfs)
-            .args(["-append", &format!("console=ttyS0 panic=-1 quiet init_on_alloc=1 {}", machine.boot)]);
+            .args(["-append", &format!("console={console} panic=-1 quiet init_on_alloc=1 {}", machine.boot)]);
         // Whoever ends us early ends the guest, too.
         // SAFETY: prctl is a plain system call, which is what the time between fork and exec allows.
         unsafe {

@@ -1,4 +1,4 @@
-//! Process 1 of a test's virtual machine: mounts what leaktrace reads, loads the leaking driver,
+//! Process 1 of a test's virtual machine, or a service of the system in it: mounts what leaktrace reads, loads the leaking driver,
 //! runs one command, and tells how it ended.
 //!
 //! The command's output goes over the second serial port, so that it does not mix with the kernel's
@@ -20,9 +20,10 @@ use anyhow::{Context as _, Result, bail};
 
 /// Begins the last line, which says the exit status.
 const ENDED: &str = "\x1eended ";
-/// Where the results go.
-const RESULTS: &str = "/dev/ttyS1";
+/// Where the results go: the second serial port, or the only one of its kind where the console is of another.
+const RESULTS: &str = if cfg!(target_arch = "x86_64") { "/dev/ttyS1" } else { "/dev/ttyS0" };
 /// Port of QEMU's isa-debug-exit.
+#[cfg(target_arch = "x86_64")]
 const EXIT_PORT: u16 = 0x501;
 /// What the host put there: the command, one word a line.
 const COMMAND: &str = "/guest/command";
@@ -59,8 +60,11 @@ fn main() {
 }
 
 fn run() -> Result<ExitStatus> {
-    for (kind, place, options) in MOUNTS {
-        mount(kind, place, options)?;
+    // Where a whole system has been started it has done all that, and this is one of its services.
+    if std::process::id() == 1 {
+        for (kind, place, options) in MOUNTS {
+            mount(kind, place, options)?;
+        }
     }
     let results = open_results()?;
     raise_loopback()?;
@@ -149,6 +153,7 @@ fn load_driver() -> Result<()> {
 
 /// Ends the machine: by isa-debug-exit, whose status the host sees, where the kernel lets a process
 /// use ports, else by a reboot, which QEMU is told not to do.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "others have no such port"))]
 fn power_off(code: i32) -> ! {
     // SAFETY: the port is QEMU's; what else could be at stake ends here.
     unsafe {
