@@ -89,6 +89,81 @@ fn what_was_written_before_a_kill_is_readable() {
     }
 }
 
+/// A small file system; it goes with its test.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new(size: &str) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
+            .arg(place.path())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        Self(place)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_it_and_takes_nothing() {
+    require_root();
+    let _turn = turn();
+    let disk = Disk::new("2m");
+    let path = disk.0.path().join("recording");
+    let mut child = Command::new(leaktrace())
+        .args([
+            "record",
+            "--quiet",
+            "--min-age",
+            "200ms",
+            "--interval",
+            "100ms",
+            "--duration",
+            "3m",
+            "--output",
+        ])
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Once it has a report, something else takes the rest of the disk.
+    let name = path.to_string_lossy().into_owned();
+    while !run(["report", &name]).status.success() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        sleep(Duration::from_millis(500));
+    }
+    let filled = fs::write(disk.0.path().join("filled"), vec![0; 4 << 20]);
+    assert!(filled.is_err(), "the disk is not full");
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left on device") && said.lines().count() == 1, "{said}");
+    // What was written is told.
+    let report = told(&path, &[]);
+    assert!(number(&report["recorded"]["ticks"]) > 20.0, "{}", report["recorded"]);
+    // A report is written whole or not at all: the one before stays.
+    let before = disk.0.path().join("report.json");
+    fs::remove_file(&path).unwrap();
+    fs::write(disk.0.path().join("filled"), "").unwrap();
+    fs::write(&before, "before").unwrap();
+    assert!(fs::write(disk.0.path().join("filled"), vec![0; 4 << 20]).is_err());
+    let output =
+        run(["--duration", "1", "--quiet", "--format", "json", "--output", &before.to_string_lossy()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left on device") && said.lines().count() == 1, "{said}");
+    assert_eq!(fs::read_to_string(&before).unwrap(), "before");
+    assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 2, "something was left");
+}
+
 #[test]
 fn bad_requests_are_refused() {
     let directory = tempfile::tempdir().unwrap();

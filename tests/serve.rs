@@ -2,108 +2,24 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    process::{Child, Command, Stdio},
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    os::unix::net::UnixDatagram,
+    path::Path,
+    process::Command,
     thread::{self, sleep},
     time::{Duration, Instant},
 };
 
-use leaktrace_tests::{Holder, browser::Browser, findings, leaktrace, number, require_root, run, turn};
-use serde_json::Value;
+use leaktrace_tests::{Holder, browser::Browser, findings, leaktrace, number, run, turn};
+
+mod agent;
+mod certificates;
+
+use agent::{Agent, PATIENCE};
+use certificates::certificates;
 
 const PIPES: u64 = 1_000;
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// An agent on a port of its own choice.
-struct Agent {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Agent {
-    fn start(args: &[&str]) -> Self {
-        require_root();
-        let mut child = Command::new(leaktrace())
-            .args(["serve", "--listen", "127.0.0.1:0", "--refresh", "500ms", "--min-age", "500ms"])
-            .args(args)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = lines
-            .find_map(|line| line.ok().filter(|line| line.starts_with("Serving http://")))
-            .expect("it says where it listens");
-        let address = line["Serving http://".len()..].split('/').next().unwrap().parse().unwrap();
-        // Nobody reads what else it says; it must not wait for that.
-        thread::spawn(move || lines.for_each(drop));
-        let agent = Self { child, address };
-        agent.wait(|report| number(&report["window"]["ticks"]) >= 1.0);
-        agent
-    }
-
-    /// What it answers to the lines of a request: status, headers and body.
-    fn ask(&self, request: &str) -> (u16, String, Vec<u8>) {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("there are headers");
-        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, head.to_lowercase(), bytes[end + 4..].to_vec())
-    }
-
-    fn get(&self, path: &str) -> (u16, String, Vec<u8>) {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address))
-    }
-
-    fn text(&self, path: &str) -> String {
-        let (status, _, body) = self.get(path);
-        let text = String::from_utf8(body).unwrap();
-        assert_eq!(status, 200, "{path}: {text}");
-        text
-    }
-
-    /// Waits for a report that is as it should be.
-    fn wait(&self, is: impl Fn(&Value) -> bool) -> Value {
-        let begun = Instant::now();
-        loop {
-            let (status, _, body) = self.get("/report.json");
-            let report: Value = serde_json::from_slice(&body).unwrap_or_default();
-            if status == 200 && is(&report) {
-                return report;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{status}: {}", String::from_utf8_lossy(&body));
-            sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn resident_kb(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-
-    fn files(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
-    }
-
-    fn end(mut self) {
-        // SAFETY: kill takes integers only; the process is our child and not waited for.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn it_answers_what_is_asked() {
@@ -158,21 +74,16 @@ fn only_who_may_is_answered() {
     fs::write(&file, "0123456789abcdef\n").unwrap();
     let name = file.to_string_lossy().into_owned();
     let mut command = Command::new(leaktrace());
-    let mut child = command
-        .args(["serve", "--listen", "127.0.0.1:0", "--token-file", &name])
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let line = lines.find_map(|line| line.ok().filter(|line| line.starts_with("Serving"))).unwrap();
-    let address = line["Serving http://".len()..].split('/').next().unwrap().parse().unwrap();
-    let agent = Agent { child, address };
+    let agent = Agent::spawn(command.args(["serve", "--listen", "127.0.0.1:0", "--token-file", &name]));
     let with_token = |token: &str| {
-        agent.ask(&format!("GET /healthz HTTP/1.1\r\nHost: any\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n")).0
+        agent.ask(&format!("GET /metrics HTTP/1.1\r\nHost: any\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n")).0
     };
-    assert_eq!((with_token("0123456789abcdef"), with_token("0123456789abcdeX")), (200, 401));
-    assert_eq!(agent.get("/healthz").0, 401);
+    // The first report may not be there yet.
+    assert_eq!(with_token("0123456789abcdeX"), 401);
+    assert!([200, 503].contains(&with_token("0123456789abcdef")));
+    assert_eq!(agent.get("/report.json").0, 401);
+    // Whether it works is no secret.
+    assert_eq!(agent.get("/healthz").0, 200);
     agent.end();
 }
 
@@ -242,6 +153,8 @@ fn bad_requests_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let short = directory.path().join("short");
     fs::write(&short, "secret\n").unwrap();
+    certificates(directory.path());
+    let tls = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken_address = taken.local_addr().unwrap().to_string();
     for (args, status, word) in [
@@ -250,10 +163,151 @@ fn bad_requests_are_refused() {
         (&["serve", "--token-file", &short.to_string_lossy()], 1, "has no token"),
         (&["serve", "--token-file", "/none/such"], 1, "cannot read the token"),
         (&["serve", "--listen", &taken_address], 1, "cannot listen on"),
+        (&["serve", "--tls-cert", "x"], 2, "--tls-key"),
+        (&["serve", "--tls-client-ca", "x"], 2, "--tls-cert"),
+        (
+            &["serve", "--tls-cert", "/none/such", "--tls-key", "x"],
+            1,
+            "cannot read certificates from /none/such",
+        ),
+        (&["serve", "--tls-cert", &tls("short"), "--tls-key", &tls("agent.key")], 1, "there is none"),
+        (
+            &["serve", "--tls-cert", &tls("agent.crt"), "--tls-key", &tls("agent.crt")],
+            1,
+            "cannot read a key from",
+        ),
+        (
+            &["serve", "--tls-cert", &tls("agent.crt"), "--tls-key", &tls("client.pem")],
+            1,
+            "do not belong together",
+        ),
     ] {
         let output = run(args);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{args:?}: {said}");
         assert!(said.contains(word) && said.lines().count() == 1, "{args:?}: {said}");
     }
+}
+
+/// Asks as curl does; what it says and whether it was answered.
+fn curl(args: &[&str]) -> (bool, String) {
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "20"])
+        .args(args)
+        .output()
+        .expect("there is no curl: cargo xtask test installs it");
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    (output.status.success(), text)
+}
+
+#[test]
+fn it_speaks_tls() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    certificates(directory.path());
+    let place = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let agent = Agent::spawn(
+        Command::new(leaktrace()).args(["serve", "--listen", "127.0.0.1:0", "--refresh", "500ms"]).args([
+            "--tls-cert",
+            &place("agent.crt"),
+            "--tls-key",
+            &place("agent.key"),
+            "--tls-client-ca",
+            &place("clients.crt"),
+        ]),
+    );
+    let url = format!("https://localhost:{}/healthz", agent.address.port());
+    let (ca, client) = (place("ca.crt"), place("client.pem"));
+    let known = ["--cacert", &ca, "--cert", &client, &url];
+    assert_eq!(curl(&known), (true, "ok\n".to_owned()));
+    // Neither without a certificate, nor with one that somebody else has signed, nor without TLS.
+    assert!(!curl(&["--cacert", &ca, &url]).0);
+    let strangers = tempfile::tempdir().unwrap();
+    certificates(strangers.path());
+    let stranger = strangers.path().join("client.pem");
+    assert!(!curl(&["--cacert", &ca, "--cert", &stranger.to_string_lossy(), &url]).0);
+    assert!(!curl(&[&url.replace("https", "http")]).0);
+    // What is renewed is used; what is broken is not.
+    fs::write(directory.path().join("agent.crt"), "nonsense").unwrap();
+    sleep(Duration::from_secs(3));
+    assert!(curl(&known).0);
+    renew(strangers.path(), directory.path());
+    let begun = Instant::now();
+    let new_ca = strangers.path().join("ca.crt").to_string_lossy().into_owned();
+    while !curl(&["--cacert", &new_ca, "--cert", &client, &url]).0 {
+        assert!(begun.elapsed() < PATIENCE, "the renewed certificate is not used");
+        sleep(Duration::from_millis(300));
+    }
+    agent.end();
+}
+
+fn renew(from: &Path, to: &Path) {
+    for name in ["agent.key", "agent.crt"] {
+        fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+}
+
+#[test]
+fn it_gives_up_all_it_may() {
+    let _turn = turn();
+    let agent = Agent::start(&["--overhead", "100"]);
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.id())).unwrap();
+    let caps: Vec<&str> = status.lines().filter(|line| line.starts_with("Cap")).collect();
+    assert!(caps.len() >= 4 && caps.iter().all(|line| line.ends_with("\t0000000000000000")), "{caps:?}");
+    assert!(status.contains("NoNewPrivs:\t1"));
+    // It sees as much as before: names, the cache's own count, and what may hold objects.
+    let _held = Holder::spawn(PIPES);
+    let report = agent.wait(|report| {
+        findings(report, "alloc_pipe_info")
+            .iter()
+            .any(|site| number(&site["live"]["objects"]) >= PIPES as f64)
+    });
+    let spots: Vec<&str> = report["coverage"]["blind_spots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|spot| spot["path"].as_str())
+        .collect();
+    for hidden in ["/proc/slabinfo", "/proc/kallsyms", "objects in memory", "processes"] {
+        assert!(!spots.contains(&hidden), "{spots:?}");
+    }
+    assert!(report["overhead"]["cpu_percent"].as_f64().is_some(), "{}", report["overhead"]);
+    agent.end();
+}
+
+#[test]
+fn its_service_manager_is_told() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(leaktrace());
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--refresh", "500ms"])
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "900000");
+    let agent = Agent::spawn(&mut command);
+    let told = |wanted: &dyn Fn(&str) -> bool| {
+        let begun = Instant::now();
+        let mut buffer = [0; 4_096];
+        loop {
+            let bytes = manager.recv(&mut buffer).expect("it tells");
+            let text = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+            if wanted(&text) {
+                return text;
+            }
+            assert!(begun.elapsed() < PATIENCE);
+        }
+    };
+    told(&|text| text.starts_with("READY=1") && text.contains("STATUS=Tracing"));
+    for _ in 0..3 {
+        told(&|text| text.contains("WATCHDOG=1"));
+    }
+    told(&|text| text.contains("STATUS=") && text.contains("leak"));
+    // SAFETY: kill takes integers only; the process is our child and not waited for.
+    unsafe { libc::kill(agent.id() as i32, libc::SIGTERM) };
+    told(&|text| text.contains("STOPPING=1"));
+    agent.end();
 }

@@ -1,8 +1,10 @@
 //! What is tested in a guest: leaktrace on its kernel, against a driver whose truth is known.
 
 mod accounts;
+mod churn;
 mod kmemleak;
 mod module;
+mod package;
 mod paths;
 mod peer;
 mod prove;
@@ -20,7 +22,7 @@ type Test = (&'static str, fn() -> Result<bool>);
 
 /// In this order: the first three count what is leaked, by whomever, and remove the driver in the end, for the next one
 /// to see it loaded.
-const TESTS: [Test; 11] = [
+const TESTS: [Test; 13] = [
     ("kmemleak's word", kmemleak::test),
     ("triage of a driver that leaks", triage::test),
     ("the kernel's own accounts", accounts::test),
@@ -32,10 +34,16 @@ const TESTS: [Test; 11] = [
     ("interrupts in the middle", module::storm),
     ("a leak, with a clock that is set and a tool that is stopped", verdict::test),
     ("the four largest leaks of a module, and its removal", module::test),
+    ("a CPU and a module that come and go", churn::come_and_go),
+    ("memory that runs out", churn::out_of_memory),
 ];
 
-/// Those that only kernels started for them can do, and only when asked.
-const SPECIAL: [Test; 1] = [("a kernel that is locked down", refusal::test)];
+/// Those that only guests started for them can do, and only when asked.
+const SPECIAL: [Test; 3] = [
+    ("a kernel that is locked down", refusal::test),
+    ("the package in a whole system", package::test),
+    ("a hundred thousand call sites", churn::many_sites),
+];
 
 fn main() -> ExitCode {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

@@ -58,6 +58,18 @@ impl Trace {
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
 
+    /// Its memory in kB.
+    pub fn resident_kb(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("it has no memory")?;
+        line.split_ascii_whitespace().nth(1).context("it has no memory")?.parse().context("no number")
+    }
+
+    /// Its open descriptors.
+    pub fn files(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
     /// Ends it, and reads its report.
     pub fn stop(mut self) -> Result<Report> {
         self.signal(libc::SIGTERM);
