@@ -23,7 +23,7 @@ pub struct DataPlaces {
     physical: Vec<Range>,
     /// The same by virtual ones, where /proc/iomem hides them.
     mapped: Vec<Range>,
-    kallsyms: Result<Kallsyms, String>,
+    kallsyms: Option<Kallsyms>,
 }
 
 impl DataPlaces {
@@ -31,9 +31,9 @@ impl DataPlaces {
     pub fn read(root: &Path) -> Self {
         let physical: Vec<Range> =
             iomem::kernel_data(root).into_iter().map(|(first, last)| (first, last + 1)).collect();
-        let kallsyms = Kallsyms::open(root).map_err(|error| format!("{error:#}"));
+        let kallsyms = Kallsyms::open(root).ok();
         let mapped = match &kallsyms {
-            Ok(kallsyms) if physical.is_empty() => image(kallsyms),
+            Some(kallsyms) if physical.is_empty() => image(kallsyms),
             _ => Vec::new(),
         };
         Self { physical, mapped, kallsyms }
@@ -64,7 +64,7 @@ impl DataPlaces {
             Sections::Gone => Ok(Vec::new()),
             Sections::At(ranges) => Ok(ranges),
             Sections::Hidden { size } => {
-                let kallsyms = self.kallsyms.as_ref().ok().with_context(hidden)?;
+                let kallsyms = self.kallsyms.as_ref().with_context(hidden)?;
                 let symbols = kallsyms.data()?;
                 let ranges = spread(symbols.addresses_of(name), size);
                 if ranges.is_empty() {

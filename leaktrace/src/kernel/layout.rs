@@ -85,10 +85,10 @@ impl Layout {
         resolve_functions(&mut config, btf);
         resolve_modules(&mut config, btf);
         config.weakly_ordered = u32::from(!cfg!(target_arch = "x86_64"));
-        let mut memory = None;
-        let no_page_lookup = resolve_pages(&mut config, &mut memory, btf, symbols, root)
-            .err()
-            .map(|error| format!("{error:#}"));
+        let (memory, no_page_lookup) = match resolve_pages(&mut config, btf, symbols, root) {
+            Ok(memory) => (memory, None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
         if config.cache_alloc_cache == 0 && no_page_lookup.is_some() {
             return Err(anyhow!(
                 "this kernel's kmem_cache_alloc event does not name the cache, and pages cannot be looked up: {}",
@@ -226,24 +226,24 @@ fn five_level_paging() -> bool {
         .unwrap_or(false)
 }
 
-/// What the way from an address to its `struct page` needs.
+/// What the way from an address to its `struct page` needs; returns where memory is, where that is settled by then.
 fn resolve_pages(
     config: &mut Config,
-    map: &mut Option<memory::Map>,
     btf: &Btf,
     symbols: &Symbols,
     root: &Path,
-) -> Result<()> {
+) -> Result<Option<memory::Map>> {
     let page_struct =
         btf.struct_size("page").ok_or_else(|| anyhow!("this kernel's BTF has no struct page"))?;
     // A member of struct page itself up to 5.16; renamed to compound_info in 7.0.
     config.slab_cache = member(btf, "slab", "slab_cache").or_else(|_| member(btf, "page", "slab_cache"))?;
     config.page_compound_head =
         member(btf, "page", "compound_head").or_else(|_| member(btf, "page", "compound_info"))?;
+    let mut map = None;
     if cfg!(target_arch = "aarch64") {
         let found = memory::Map::of_arm64(root, symbols, page_bytes(), u64::from(page_struct))?;
         (config.vmemmap, config.page_offset) = (found.first_page, found.direct_map);
-        *map = Some(found);
+        map = Some(found);
     } else if cfg!(target_arch = "x86_64") {
         (config.vmemmap, config.page_offset) = if five_level_paging() { FIVE_LEVELS } else { FOUR_LEVELS };
         config.vmemmap_symbol = symbols.data_address("vmemmap_base").unwrap_or(0);
@@ -252,7 +252,7 @@ fn resolve_pages(
         return Err(anyhow!("the way from an object to its page is known for x86_64 and aarch64 only"));
     }
     config.page_size_of = page_struct;
-    Ok(())
+    Ok(map)
 }
 
 #[cfg(test)]

@@ -22,22 +22,23 @@ pub struct Places {
     before: Arc<Symbols>,
     /// Watched modules while they were loaded, the latest first, with where their code was.
     learned: Vec<(Symbols, Vec<Range<u64>>)>,
-    /// Read again at the end when modules came or went.
+    /// Read again when modules came or went.
     after: Option<Symbols>,
     debug: DebugInfo,
     /// Opened once: with less rights than at the start they would hide addresses.
     kallsyms: Option<Kallsyms>,
     modules: Option<File>,
-    modules_before: String,
+    /// What was loaded when symbols were read last.
+    modules_seen: String,
 }
 
 impl Places {
     /// What is known at the start of a run.
     pub fn new(symbols: Arc<Symbols>, debug: DebugInfo, root: &Path) -> Self {
         let modules = File::open(root.join("proc/modules")).ok();
-        let modules_before = modules.as_ref().map(loaded).unwrap_or_default();
+        let modules_seen = modules.as_ref().map(loaded).unwrap_or_default();
         let kallsyms = Kallsyms::open(root).ok();
-        Self { before: symbols, learned: Vec::new(), after: None, debug, kallsyms, modules, modules_before }
+        Self { before: symbols, learned: Vec::new(), after: None, debug, kallsyms, modules, modules_seen }
     }
 
     /// Learns the symbols of modules that were just loaded, and may be gone at the end.
@@ -48,11 +49,12 @@ impl Places {
         }
     }
 
-    /// Reads the symbols again if other modules are loaded than at the start.
+    /// Reads the symbols again if other modules are loaded than at the last reading.
     pub fn refresh(&mut self) {
         let now = self.modules.as_ref().map(loaded).unwrap_or_default();
-        if now != self.modules_before {
+        if now != self.modules_seen {
             self.after = self.kallsyms.as_ref().and_then(|kallsyms| kallsyms.symbols().ok());
+            self.modules_seen = now;
         }
     }
 
