@@ -4,7 +4,10 @@ use std::{
     ffi::CString,
     fs::{self, File},
     io::Read as _,
-    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
     path::Path,
     process::{Command, Stdio},
     thread::sleep,
@@ -106,6 +109,7 @@ pub fn out_of_memory() -> Result<bool> {
     }
     let programs = programs()?;
     for limit in GROUPS {
+        let _ = fs::remove_file("/tmp/short.rec");
         fs::create_dir(GROUP)?;
         fs::write(format!("{GROUP}/memory.max"), limit.to_string())?;
         let mut command = Command::new(LEAKTRACE);
@@ -119,18 +123,20 @@ pub fn out_of_memory() -> Result<bool> {
             command.pre_exec(|| fs::write(format!("{GROUP}/cgroup.procs"), "0"));
         }
         let mut child = command.spawn()?;
-        // Until it has written a report, or ended.
+        // Until it has written a report, or ended. Where memory is short, a slow machine may do neither.
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(40) && child.try_wait()?.is_none() && !has_report() {
+        while begun.elapsed() < Duration::from_mins(2) && child.try_wait()?.is_none() && !has_report() {
             sleep(Duration::from_millis(500));
         }
-        // Of one that could live: now it cannot any more.
-        let lived = child.try_wait()?.is_none();
-        if lived {
+        let ended = child.try_wait()?.is_some();
+        let reported = has_report();
+        let peak = fs::read_to_string(format!("{GROUP}/memory.peak")).unwrap_or_default();
+        if !ended {
+            // Of one that could live: now it cannot any more.
             fs::write(format!("{GROUP}/memory.max"), (4 << 20).to_string())?;
             // Only what it needs anew is refused: ask for its tables' and its own.
             let begun = Instant::now();
-            while child.try_wait()?.is_none() && begun.elapsed() < Duration::from_secs(20) {
+            while child.try_wait()?.is_none() && begun.elapsed() < Duration::from_secs(30) {
                 driver::run("memdup", Mode::Balanced, 100)?;
                 sleep(Duration::from_millis(200));
             }
@@ -139,14 +145,19 @@ pub fn out_of_memory() -> Result<bool> {
         let status = child.wait()?;
         let mut said = String::new();
         child.stderr.take().context("it is piped")?.read_to_string(&mut said)?;
-        let quiet = !said.contains("panicked") && (lived || said.lines().count() <= 1);
-        let left = left_over(programs)?;
-        let readable = !lived || has_report();
         let killed = events()?;
-        let right = quiet && left == 0 && readable && lived == (limit == GROUPS[1]) && lived == (killed > 0);
+        let left = left_over(programs)?;
+        let readable = !reported || has_report();
+        // It says why in a line, or the kernel ends it.
+        let told =
+            status.code() == Some(1) && said.lines().count() == 1 || status.signal() == Some(libc::SIGKILL);
+        let right =
+            told && !said.contains("panicked") && left == 0 && readable && reported == (limit == GROUPS[1]);
         println!(
-            "  with {} MiB: {status}, {left} programs left, what was written {}; said: {}{}",
+            "  with {} MiB (at most {} KiB used): {}, {status}, killed {killed} times by the kernel, {left} programs left, what was written {}; said: {}{}",
             limit >> 20,
+            peak.trim().parse::<u64>().unwrap_or(0) >> 10,
+            if ended { "it ended itself" } else { "it lived until there was less" },
             if readable { "is readable" } else { "is not readable" },
             said.lines().last().unwrap_or_default(),
             mark(right)
