@@ -1,7 +1,7 @@
 //! What is in deploy/, against a running agent: alerts, dashboard, manifest.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
@@ -110,6 +110,10 @@ fn prometheus_and_the_dashboard_understand_the_metrics() {
         assert!(begun.elapsed() < PATIENCE, "it is not scraped: {}", ask("targets", ""));
         sleep(Duration::from_millis(200));
     }
+    // What is told to those that know the older format only is as it should be, too.
+    let file = directory.path().join("metrics");
+    fs::write(&file, agent.text("/metrics")).unwrap();
+    check(tool("promtool").args(["check", "metrics"]).stdin(File::open(&file).unwrap()));
     let mut answered = 0;
     for expression in expressions() {
         let answer = ask("query", &expression);

@@ -62,7 +62,7 @@ fn a_recording_is_told_in_any_form() {
     assert!(diff.status.success(), "{diff:?}");
     let early = run(["report", &name, "--at", "100ms"]);
     let said = String::from_utf8_lossy(&early.stderr);
-    assert!(early.status.code() == Some(1) && said.contains("no report was recorded that early"), "{said}");
+    assert!(early.status.code() == Some(1) && said.contains("none was recorded that early"), "{said}");
 }
 
 #[test]

@@ -33,10 +33,15 @@ fn it_answers_what_is_asked() {
     });
     assert_eq!(report["schema"], "leaktrace.report/1");
     assert_eq!(agent.text("/healthz"), "ok\n");
-    let (_, head, body) = agent.get("/metrics");
+    let (_, head, body) = agent.ask(&format!(
+        "GET /metrics HTTP/1.1\r\nHost: {}\r\nAccept: application/openmetrics-text;version=1.0.0\r\nConnection: close\r\n\r\n",
+        agent.address
+    ));
     let metrics = String::from_utf8(body).unwrap();
     assert!(head.contains("application/openmetrics-text"), "{head}");
     assert!(metrics.contains("leaktrace_live_bytes{verdict=") && metrics.ends_with("# EOF\n"), "{metrics}");
+    let (_, head, body) = agent.get("/metrics");
+    assert!(head.contains("text/plain; version=0.0.4") && !body.ends_with(b"# EOF\n"), "{head}");
     let (_, head, profile) = agent.get("/debug/pprof/heap");
     assert!(profile.starts_with(&[0x1f, 0x8b]) && head.contains("nosniff"), "{head}");
     assert!(agent.text("/flame.svg").contains("alloc_pipe_info"));

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{output::Output, saved};
-use crate::cli::ReportArgs;
+use crate::{cli::ReportArgs, units};
 
 /// Tells a report in a form.
 ///
@@ -13,6 +13,11 @@ pub(super) fn run(args: &ReportArgs) -> Result<()> {
     let output = Output::open(args.output.as_deref())?;
     output.check(args.format)?;
     let mut report = saved::read_at(&args.report, args.at.map(|at| at.as_secs_f64()))?;
+    if let (Some(at), Some(recorded)) = (args.at, &report.recorded)
+        && recorded.until_s + 1.0 < at.as_secs_f64()
+    {
+        eprintln!("note: the recording ends after {}: told is its end", units::seconds(recorded.until_s));
+    }
     let top = args.top.unwrap_or_else(|| args.format.top());
     // Leaks are told however many there are.
     report.findings.retain(|finding| finding.rank <= top as usize || finding.verdict == "leak");

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     report::model::{Recorded, Report, SCHEMA},
     tracer::Series,
+    units,
 };
 
 /// Sites that are kept in mind.
@@ -51,6 +52,8 @@ struct Reading {
     /// The last report that is wanted, packed as JSON.
     report: Vec<u8>,
     reports: u64,
+    /// When the first report was made, whether wanted or not.
+    first_ms: Option<u64>,
 }
 
 /// Reads the last report of a recording, or the last one up to so many seconds after its start, and what became of the
@@ -74,7 +77,13 @@ pub fn read(path: &Path, at_s: Option<f64>) -> Result<Report> {
     if reading.report.is_empty() {
         let why = match (&damage, at_s) {
             (Some(damage), _) => damage.clone(),
-            (None, Some(_)) => "no report was recorded that early".to_owned(),
+            (None, Some(_)) => match reading.first_ms {
+                Some(first) => {
+                    let first = units::seconds(first as f64 / 1e3);
+                    format!("none was recorded that early, the first one is of {first} after the start")
+                }
+                None => "none was recorded".to_owned(),
+            },
             (None, None) => "it was cut off before the first one was written".to_owned(),
         };
         bail!("{name} has no report: {why}");
@@ -84,6 +93,7 @@ pub fn read(path: &Path, at_s: Option<f64>) -> Result<Report> {
     if report.schema != SCHEMA {
         bail!("{name} has a report of the schema {}, not {SCHEMA}", report.schema);
     }
+    reading.last_ms = reading.last_ms.min(until_ms);
     reading.attach(&mut report, damage);
     Ok(report)
 }
@@ -117,9 +127,12 @@ impl Reading {
                 self.ticks(ticks, until_ms);
             }
             // A report is of the ticks before it.
-            if !block.report.is_empty() && self.last_ms <= until_ms {
-                self.report = block.report;
-                self.reports += 1;
+            if !block.report.is_empty() {
+                self.first_ms.get_or_insert(self.last_ms);
+                if self.last_ms <= until_ms {
+                    self.report = block.report;
+                    self.reports += 1;
+                }
             }
         }
         self.bytes += frames.read;

@@ -68,10 +68,10 @@ fn what_was_recorded_is_read() {
     // Up to a moment.
     let early = read(&path, Some(120.0)).unwrap();
     let recorded = early.recorded.unwrap();
-    assert_eq!((recorded.reports, recorded.ticks), (2, 121));
+    assert_eq!((recorded.reports, recorded.ticks, recorded.until_s), (2, 121, 120.0));
     assert!(early.findings[0].recorded.iter().all(|point| point.0 <= 120.0));
     let none = read(&path, Some(10.0)).unwrap_err().to_string();
-    assert!(none.contains("no report was recorded that early"), "{none}");
+    assert!(none.contains("none was recorded that early, the first one is of 49 s"), "{none}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
+use rustc_hash::FxHashSet;
 
 use super::{
     escape,
@@ -34,6 +35,25 @@ pub fn render(report: &Report) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = encode(&mut out, &registry);
+    out
+}
+
+/// The same in the older text format of Prometheus (0.0.4), for those that do not ask for `OpenMetrics`: counters are described
+/// by their whole name there, units not at all, and nothing marks the end.
+pub fn older(open: &str) -> String {
+    let counters: FxHashSet<&str> =
+        open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut out = String::with_capacity(open.len());
+    for line in open.lines() {
+        let about = ["# HELP ", "# TYPE "].iter().find_map(|kind| Some((kind, line.strip_prefix(kind)?)));
+        match about.and_then(|(kind, rest)| Some((kind, rest.split_once(' ')?))) {
+            Some((kind, (name, rest))) if counters.contains(name) => {
+                out.extend([kind, name, "_total ", rest, "\n"]);
+            }
+            None if line.starts_with('#') => {}
+            _ => out.extend([line, "\n"]),
+        }
+    }
     out
 }
 
@@ -240,6 +260,20 @@ mod tests {
         // A name ends no label and no line.
         assert!(text.contains("cache=\"a\\\"b\\\\c\\\\u{a}d\""), "{text}");
         assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("leaktrace_")), "{text}");
+    }
+
+    #[test]
+    fn the_older_format_has_the_same() {
+        let open = render(&sample::report("leak"));
+        let text = older(&open);
+        assert!(text.contains("# HELP leaktrace_lost_events_total Events"), "{text}");
+        assert!(text.contains("# TYPE leaktrace_lost_events_total counter\n"), "{text}");
+        assert!(text.contains("# TYPE leaktrace_findings gauge\n") && !text.contains("# UNIT"), "{text}");
+        assert!(open.ends_with("# EOF\n") && !text.contains("# EOF"));
+        let values = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+        };
+        assert_eq!(values(&text), values(&open));
     }
 
     /// What alerts and the dashboard ask for is there.

@@ -35,6 +35,7 @@ const BUFFER: usize = 16 << 10;
 const PAUSE: Duration = Duration::from_millis(100);
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OLDER_METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Whom an answer is for.
 #[derive(Clone, Debug)]
@@ -108,7 +109,8 @@ fn answer(request: &Request<Incoming>, shown: &Shown, trust: &Trust) -> Response
         "/report.json" => (What::Report, "application/json"),
         "/flame.svg" => (What::Flame, "image/svg+xml"),
         "/debug/pprof/heap" => (What::Profile, "application/octet-stream"),
-        "/metrics" => (What::Metrics, OPEN_METRICS),
+        "/metrics" if takes_open_metrics(request.headers()) => (What::Metrics, OPEN_METRICS),
+        "/metrics" => (What::OlderMetrics, OLDER_METRICS),
         "/healthz" if shown.is_alive() => return plain(StatusCode::OK, "ok\n"),
         "/healthz" => return plain(StatusCode::SERVICE_UNAVAILABLE, "tracing is stuck\n"),
         _ => {
@@ -142,6 +144,15 @@ fn is_local(headers: &HeaderMap) -> bool {
     };
     let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether a request says that its answer may be `OpenMetrics`.
+fn takes_open_metrics(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.to_ascii_lowercase().contains("application/openmetrics-text"))
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
@@ -184,6 +195,17 @@ mod tests {
             assert!(!is_local(&with(header::HOST, bad)), "{bad}");
         }
         assert!(!is_local(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn who_asks_for_open_metrics_gets_them() {
+        let prometheus =
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        assert!(takes_open_metrics(&with(header::ACCEPT, prometheus)));
+        for other in ["*/*", "text/html,application/xhtml+xml,*/*;q=0.8", "text/plain;version=0.0.4"] {
+            assert!(!takes_open_metrics(&with(header::ACCEPT, other)), "{other}");
+        }
+        assert!(!takes_open_metrics(&HeaderMap::new()));
     }
 
     #[test]

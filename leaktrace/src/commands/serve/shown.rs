@@ -24,6 +24,7 @@ pub(super) enum What {
     Flame,
     Profile,
     Metrics,
+    OlderMetrics,
 }
 
 /// Ticks that may be late before tracing counts as stuck, and time beside them.
@@ -86,6 +87,7 @@ impl Shown {
             What::Flame => forms::render(&report, Form::Svg, &style)?,
             What::Profile => forms::render(&report, Form::Pprof, &style)?,
             What::Metrics => metrics::render(&report).into_bytes(),
+            What::OlderMetrics => metrics::older(&metrics::render(&report)).into_bytes(),
         };
         let made = Bytes::from(made);
         state.made.insert(what, made.clone());
