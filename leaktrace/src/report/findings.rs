@@ -47,7 +47,6 @@ fn table(findings: &[Finding], style: &Style) -> String {
         .enumerate()
         .filter(|(index, finding)| *index < style.top || finding.verdict == "leak");
     for (_, finding) in shown {
-        let freed = finding.freed as f64 * 100.0 / finding.allocated.max(1) as f64;
         let (place_width, cache_width) =
             if roomy { (style.width - 66, 18) } else { (style.width.saturating_sub(58).max(12), 12) };
         let mut row = vec![
@@ -60,7 +59,7 @@ fn table(findings: &[Finding], style: &Style) -> String {
             finding.growth.in_words(),
         ];
         if roomy {
-            row.push(percent(freed));
+            row.push(share_freed(finding));
             row.push(units::seconds(finding.survivors.oldest_s));
         }
         table.add_row(row);
@@ -82,8 +81,9 @@ pub fn place(frame: &Frame, limit: usize) -> String {
     }
 }
 
-/// 100 % only if it is all.
-fn percent(value: f64) -> String {
+/// How much of what a site allocated was freed; 100 % only if it is all.
+pub fn share_freed(finding: &Finding) -> String {
+    let value = finding.freed as f64 * 100.0 / finding.allocated.max(1) as f64;
     if value > 99.0 && value < 100.0 { "99 %".into() } else { format!("{value:.0} %") }
 }
 

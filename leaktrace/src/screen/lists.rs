@@ -4,7 +4,7 @@ use super::Tab;
 use crate::{
     report::{
         escape,
-        findings::place,
+        findings::{place, share_freed},
         model::{Finding, Report},
         page::shorten,
     },
@@ -25,17 +25,17 @@ pub(super) const GAP: u16 = 1;
 /// Findings, in a width.
 pub(super) fn findings(findings: &[&Finding], width: u16) -> List {
     let roomy = width >= ROOMY;
+    let (cache, bars) = match width.checked_sub(ROOMY) {
+        None => (12, 6),
+        // The place needs more room than they do.
+        Some(more) => ((14 + more / 4).min(20), (8 + more / 4).min(16)),
+    };
     let mut columns = vec![("#", 3, true), ("verdict", 7, false), ("where", 0, false)];
-    columns.extend([
-        ("cache", if roomy { 20 } else { 12 }, false),
-        ("live", 9, true),
-        ("bytes", 8, true),
-        ("growth", 11, true),
-    ]);
+    columns.extend([("cache", cache, false), ("live", 9, true), ("bytes", 8, true), ("growth", 11, true)]);
     if roomy {
         columns.extend([("freed", 5, true), ("oldest", 7, true)]);
     }
-    columns.push(("trend", if roomy { 16 } else { 6 }, false));
+    columns.push(("trend", bars, false));
     let fixed: u16 = columns.iter().map(|(_, width, _)| width + GAP).sum();
     let room = usize::from(width.saturating_sub(fixed)).max(8);
     let rows = findings
@@ -45,17 +45,16 @@ pub(super) fn findings(findings: &[&Finding], width: u16) -> List {
                 finding.rank.to_string(),
                 if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() },
                 place(&finding.responsible, room),
-                shorten(&escape(&finding.cache), if roomy { 20 } else { 12 }),
+                shorten(&escape(&finding.cache), cache.into()),
                 units::count(finding.live.objects),
                 units::bytes(finding.live.bytes as f64),
                 finding.growth.in_words(),
             ];
             if roomy {
-                let freed = finding.freed * 100 / finding.allocated.max(1);
-                row.push(format!("{freed} %"));
+                row.push(share_freed(finding));
                 row.push(units::seconds(finding.survivors.oldest_s));
             }
-            row.push(trend(&finding.growth.points, if roomy { 16 } else { 6 }));
+            row.push(trend(&finding.growth.points, bars.into()));
             row
         })
         .collect();

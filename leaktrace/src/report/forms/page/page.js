@@ -30,7 +30,8 @@
     const text = value >= 100 || unit === 0 ? value.toFixed(0) : value.toFixed(1);
     return `${n < 0 ? "-" : ""}${text} ${units[unit]}`;
   }
-  // Not all, as long as it is not quite all.
+  // All only if it is all.
+  const freed = (f) => f.freed / Math.max(f.allocated, 1);
   function share(part) {
     const percent = part * 100;
     return percent > 99 && percent < 100 ? "99 %" : `${percent.toFixed(0)} %`;
@@ -130,7 +131,7 @@
     { title: "Live", number: true, by: (f) => f.live.objects, show: (f) => count(f.live.objects) },
     { title: "Bytes", number: true, by: (f) => f.live.bytes, show: (f) => bytes(f.live.bytes) },
     { title: "Growth", number: true, by: (f) => (grows(f) ? f.growth.bytes_per_s : 0), show: (f) => (grows(f) ? rate(f.growth.bytes_per_s) : f.growth.shape) },
-    { title: "Freed", number: true, by: (f) => f.freed / Math.max(f.allocated, 1), show: (f) => share(f.freed / Math.max(f.allocated, 1)) },
+    { title: "Freed", number: true, by: freed, show: (f) => share(freed(f)) },
     { title: "Oldest", number: true, by: (f) => f.survivors.oldest_s, show: (f) => seconds(f.survivors.oldest_s) },
     { title: "Survivors over time", show: (f) => spark(f.growth.points) },
   ];
