@@ -74,6 +74,10 @@ pub(crate) fn deb(offline: bool, arch: Arch, binary: &Path) -> Result<PathBuf> {
         .arg(arch.triple())
         .arg("--output")
         .arg(&place);
+    // Which has a drop-in for the unit besides.
+    if arch == Arch::Aarch64 {
+        command.args(["--variant", arch.debian()]);
+    }
     if offline {
         command.arg("--offline");
     }

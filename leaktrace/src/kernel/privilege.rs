@@ -3,11 +3,6 @@
 use anyhow::{Context as _, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// Bits of `include/uapi/linux/capability.h`.
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
-
 /// Refuses, with what is missing, unless the process has `CAP_SYS_ADMIN`, or `CAP_BPF` and `CAP_PERFMON`.
 ///
 /// # Errors
@@ -22,8 +17,8 @@ pub fn check() -> Result<()> {
 }
 
 fn missing(effective: u64) -> Option<&'static str> {
-    let has = |capability: u32| effective >> capability & 1 != 0;
-    match (has(CAP_SYS_ADMIN), has(CAP_BPF), has(CAP_PERFMON)) {
+    let has = |capability: Capability| effective & capability.bitmask() != 0;
+    match (has(Capability::CAP_SYS_ADMIN), has(Capability::CAP_BPF), has(Capability::CAP_PERFMON)) {
         (true, _, _) | (_, true, true) => None,
         (_, false, true) => Some("CAP_BPF is"),
         (_, true, false) => Some("CAP_PERFMON is"),
@@ -77,10 +72,11 @@ mod tests {
     #[test]
     fn names_what_is_missing() {
         assert_eq!(missing(u64::MAX), None);
-        assert_eq!(missing(1 << CAP_SYS_ADMIN), None);
-        assert_eq!(missing(1 << CAP_BPF | 1 << CAP_PERFMON), None);
-        assert_eq!(missing(1 << CAP_BPF), Some("CAP_PERFMON is"));
-        assert_eq!(missing(1 << CAP_PERFMON), Some("CAP_BPF is"));
+        let (bpf, perfmon) = (Capability::CAP_BPF.bitmask(), Capability::CAP_PERFMON.bitmask());
+        assert_eq!(missing(Capability::CAP_SYS_ADMIN.bitmask()), None);
+        assert_eq!(missing(bpf | perfmon), None);
+        assert_eq!(missing(bpf), Some("CAP_PERFMON is"));
+        assert_eq!(missing(perfmon), Some("CAP_BPF is"));
         assert_eq!(missing(0), Some("CAP_BPF and CAP_PERFMON are"));
     }
 

@@ -1,18 +1,27 @@
 //! leaktrace, run on the guest's kernel, and what its report says of the driver's functions.
 
 use std::{
-    collections::BTreeMap,
-    io::{BufRead as _, BufReader, Read as _},
+    collections::{BTreeMap, HashSet},
+    io::{self, BufRead as _, BufReader, Read as _},
+    os::unix::process::CommandExt as _,
     process::{Child, ChildStderr, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use caps::{CapSet, Capability};
 use leaktrace::analysis::blame::Function;
 use serde_json::Value;
 
 use leaktrace_tests::driver;
 
 pub const LEAKTRACE: &str = "/guest/leaktrace";
+
+/// The service's description, with what is added to it on this kind of machine.
+const UNIT: &[&str] = &[
+    include_str!("../../../deploy/systemd/leaktrace.service"),
+    #[cfg(target_arch = "aarch64")]
+    include_str!("../../../deploy/systemd/arm64.conf"),
+];
 
 /// A trace that is going on.
 pub struct Trace {
@@ -25,7 +34,34 @@ pub struct Trace {
 impl Trace {
     /// Starts it, and waits until it traces.
     pub fn start(args: &[&str]) -> Result<Self> {
-        let mut child = Command::new(LEAKTRACE)
+        Self::run(Command::new(LEAKTRACE), args)
+    }
+
+    /// The same with the capabilities that the unit of systemd gives it, and no others.
+    pub fn start_as_service(args: &[&str]) -> Result<Self> {
+        let given: HashSet<Capability> = UNIT
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+            .flat_map(str::split_ascii_whitespace)
+            .map(|name| name.parse().with_context(|| format!("{name} is no capability")))
+            .collect::<Result<_>>()?;
+        ensure!(given.len() >= 3, "the unit gives {given:?}");
+        let others: Vec<Capability> =
+            caps::read(None, CapSet::Bounding)?.into_iter().filter(|one| !given.contains(one)).collect();
+        let mut command = Command::new(LEAKTRACE);
+        // SAFETY: between fork and exec only calls of prctl are made, with integers.
+        unsafe {
+            command.pre_exec(move || {
+                let mut drops = others.iter().map(|&one| caps::drop(None, CapSet::Bounding, one));
+                drops.try_for_each(|result| result.map_err(|_| io::ErrorKind::PermissionDenied.into()))
+            });
+        }
+        Self::run(command, args)
+    }
+
+    fn run(mut command: Command, args: &[&str]) -> Result<Self> {
+        let mut child = command
             .args([
                 "--format",
                 "json",

@@ -1,4 +1,4 @@
-//! A leak is called one, although the clock is set and the tool is stopped for a while in between.
+//! A leak is called one with the rights of the service only, although the clock is set and the tool is stopped for a while in between.
 
 use std::{
     path::Path,
@@ -32,7 +32,7 @@ pub fn test() -> Result<bool> {
     if !Path::new("/sys/module").join(driver::NAME).exists() {
         driver::load(0)?;
     }
-    let trace = Trace::start(&[])?;
+    let trace = Trace::start_as_service(&[])?;
     let begun = Instant::now();
     for slice in 0..SECONDS * 10 {
         driver::run("kmalloc", Mode::Leak, RATE / 10)?;
