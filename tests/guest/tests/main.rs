@@ -32,7 +32,10 @@ const TESTS: [Test; 13] = [
     ("every path, without either", || paths::test(paths::Hooked::Not)),
     ("ten thousand objects freed without a tracepoint", peer::test),
     ("interrupts in the middle", module::storm),
-    ("a leak, with the rights of the service, a clock that is set and a tool that is stopped", verdict::test),
+    (
+        "a leak, with the rights of the service, a clock that is set, a tool that is stopped and a machine that sleeps",
+        verdict::test,
+    ),
     ("the four largest leaks of a module, and its removal", module::test),
     ("a CPU and a module that come and go", churn::come_and_go),
     ("memory that runs out", churn::out_of_memory),
