@@ -28,6 +28,7 @@ fn workspace() -> &'static Path {
 fn pages() -> Vec<(PathBuf, String)> {
     let guide = fs::read_dir(workspace().join("docs")).unwrap().flatten().map(|entry| entry.path());
     let mut paths: Vec<PathBuf> = guide.chain([workspace().join("README.md")]).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     paths.sort();
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
