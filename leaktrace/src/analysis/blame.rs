@@ -159,8 +159,8 @@ pub fn notes_areas(symbol: &str) -> bool {
     is_one_of(symbol, &["alloc_vmap_area", "get_vm_area_node"])
 }
 
-/// Without what differs between versions.
-fn plain(symbol: &str) -> &str {
+/// A function's name without what differs between versions and compilers.
+pub fn plain(symbol: &str) -> &str {
     let symbol = symbol.trim_start_matches('_');
     let symbol = symbol.split('.').next().unwrap_or_default();
     symbol.strip_suffix("_noprof").unwrap_or(symbol)

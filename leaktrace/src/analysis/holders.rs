@@ -7,14 +7,51 @@ pub struct Holder {
     pub why: &'static str,
     /// Seconds after which they go, where a timer decides.
     pub seconds: Option<f64>,
+    /// What shows whether it is so, where no timer decides.
+    pub ask: &'static str,
 }
 
+const IN_USE: &str = "see whether as many are in use: `ls /proc/PID/fd`, `ss -s`, `lsof`";
+const SHAKE: &str = "leaktrace --shake   (drops what is cached, and tells what stays)";
+const SWAPS: &str = "see whether as much is swapped out: `cat /proc/swaps`, `zramctl`";
+
 const BY_PROCESS: &str = "by the processes that use them, until these end";
+
+const SLABS: &str = "by the slabs of other caches that they describe, as long as these are there";
+const PAGE_CACHE: &str = "by pages of the page cache, which are dropped when memory is short";
+const SWAPPED: &str = "by what is swapped out to compressed memory, or stored there";
+
+/// Functions whose objects hang on a `struct page` or on a number in an old table only, where no look at a few objects sees
+/// it. Sources: `mm/slub.c` and `mm/memcontrol.c` (`obj_exts`, `obj_cgroups`), `fs/iomap/buffered-io.c`,
+/// `fs/btrfs/subpage.c`, `mm/zsmalloc.c`, `mm/zbud.c`, `mm/z3fold.c`, `mm/zswap.c`.
+const BY_FUNCTION: [(&str, &str); 21] = [
+    ("alloc_slab_obj_exts", SLABS),
+    ("prepare_slab_obj_exts_hook", SLABS),
+    ("alloc_tagging_slab_alloc_hook", SLABS),
+    ("memcg_alloc_slab_cgroups", SLABS),
+    ("memcg_alloc_page_obj_cgroups", SLABS),
+    ("memcg_slab_post_alloc_hook", SLABS),
+    ("account_slab", SLABS),
+    ("allocate_slab", SLABS),
+    ("new_slab", SLABS),
+    ("ifs_alloc", PAGE_CACHE),
+    ("iomap_page_create", PAGE_CACHE),
+    ("btrfs_alloc_subpage", PAGE_CACHE),
+    ("btrfs_attach_subpage", PAGE_CACHE),
+    ("btrfs_alloc_folio_state", PAGE_CACHE),
+    ("btrfs_attach_folio_state", PAGE_CACHE),
+    ("zs_malloc", SWAPPED),
+    ("alloc_zspage", SWAPPED),
+    ("zbud_alloc", SWAPPED),
+    ("z3fold_alloc", SWAPPED),
+    ("init_z3fold_page", SWAPPED),
+    ("zswap_store", SWAPPED),
+];
 
 /// Beginnings of cache names, and who holds such objects. Sources: `include/net/tcp.h`
 /// (`TCP_TIMEWAIT_LEN`), `net/netfilter/nf_conntrack_proto_tcp.c`, `net/ipv4/inetpeer.c`,
 /// `fs/file_table.c`, `kernel/fork.c`, `fs/kernfs/mount.c`, `fs/namespace.c`.
-const HOLDERS: [(&str, &str, Option<f64>); 39] = [
+const HOLDERS: [(&str, &str, Option<f64>); 42] = [
     ("tw_sock_", "by TIME_WAIT for 60 s after a connection ends", Some(60.0)),
     ("request_sock_", "until a connection is set up or given up, 63 s", Some(63.0)),
     (
@@ -58,12 +95,22 @@ const HOLDERS: [(&str, &str, Option<f64>); 39] = [
     ("shmem_inode_cache", "while a file in tmpfs is there", None),
     ("proc_dir_entry", "while a device or module is there", None),
     ("key_jar", "while a key is in a keyring", None),
+    ("zs_handle", SWAPPED, None),
+    ("zspage", SWAPPED, None),
+    ("zswap_entry", SWAPPED, None),
 ];
 
 /// Who may well hold objects of a cache; `None` when nothing is known of it.
 pub fn holder(cache: &str) -> Option<Holder> {
     let found = HOLDERS.iter().find(|(beginning, ..)| cache.starts_with(beginning));
-    found.map(|&(_, why, seconds)| Holder { why, seconds })
+    found.map(|&(_, why, seconds)| Holder { why, seconds, ask: if why == SWAPPED { SWAPS } else { IN_USE } })
+}
+
+/// Who may well hold what a function allocates; its name without leading underscores and what compilers add.
+pub fn holder_by_function(name: &str) -> Option<Holder> {
+    let found = BY_FUNCTION.iter().find(|(function, _)| *function == name);
+    let ask = |why| if why == SWAPPED { SWAPS } else { SHAKE };
+    found.map(|&(_, why)| Holder { why, seconds: None, ask: ask(why) })
 }
 
 #[cfg(test)]
@@ -76,5 +123,8 @@ mod tests {
         assert_eq!(holder("nf_conntrack_1").unwrap().seconds, Some(432_000.0));
         assert!(holder("filp").unwrap().why.contains("processes"));
         assert_eq!(holder("kmalloc-256"), None);
+        assert_eq!(holder_by_function("alloc_slab_obj_exts").unwrap().ask, SHAKE);
+        assert_eq!(holder("zs_handle-zram0").unwrap().ask, SWAPS);
+        assert_eq!(holder_by_function("foo_alloc_slab_obj_exts"), None);
     }
 }

@@ -265,7 +265,9 @@ impl Evidence {
         let sustained = if self.in_module { SUSTAINED_S } else { CORE_SUSTAINED_S };
         let short = self.growth.ticks < FEWEST_TICKS || self.growth.sustained_s < SUSTAINED_S;
         say(short, Open::Short);
-        say(!short && self.growth.sustained_s < sustained, Open::Core);
+        // What runs now and then fills its caches in bursts.
+        let in_bursts = !self.in_module && self.growth.shape == Shape::Bursty;
+        say(!short && (self.growth.sustained_s < sustained || in_bursts), Open::Core);
         say(self.growth.p_value >= LEAK_P, Open::Uncertain);
         let span = self.growth.sustained_s + self.min_age_s;
         say(self.lifetime_s.is_some_and(|lifetime| lifetime * LIFETIMES > span), Open::LongLived);

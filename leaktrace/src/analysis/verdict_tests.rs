@@ -57,7 +57,7 @@ fn verdicts() {
 #[test]
 fn each_thing_that_is_open_makes_a_suspect() {
     let process = Allocators { context: Context::Process, alive: 1.0, module_in_use: Some(true) };
-    let held = Holder { why: "by TIME_WAIT", seconds: Some(60.0) };
+    let held = Holder { why: "by TIME_WAIT", seconds: Some(60.0), ask: "" };
     let short = Growth { sustained_s: 8.0, ..leak().growth };
     for (open, evidence) in [
         (Open::FreesUnseen, Evidence { doubted: true, ..leak() }),
@@ -78,6 +78,14 @@ fn each_thing_that_is_open_makes_a_suspect() {
         (Open::Short, Evidence { growth: short, ..leak() }),
         (Open::Short, Evidence { growth: Growth { ticks: 9, ..leak().growth }, ..leak() }),
         (Open::Core, Evidence { in_module: false, ..leak() }),
+        (
+            Open::Core,
+            Evidence {
+                in_module: false,
+                growth: Growth { sustained_s: 500.0, shape: Shape::Bursty, ..leak().growth },
+                ..leak()
+            },
+        ),
         (Open::Uncertain, Evidence { growth: Growth { p_value: 1e-3, ..leak().growth }, ..leak() }),
         (Open::LongLived, Evidence { lifetime_s: Some(20.0), ..leak() }),
     ] {

@@ -9,7 +9,9 @@ use crate::{
     analysis::{
         blame::{self, Context, Function},
         crosscheck::{self, Agreement, Check, Processors, Traced},
-        growth, holders, lifetime,
+        growth,
+        holders::{self, Holder},
+        lifetime,
         linkage::Linkage,
         verdict::{self, Allocators, Evidence, Verdict},
         visibility,
@@ -41,6 +43,8 @@ struct People {
     /// Whether that module's code is responsible, or near what is. Far out on the stack of received packets
     /// there is always some network driver.
     responsible: bool,
+    /// Who is known to hold what one of the functions up to the responsible one allocates.
+    holder: Option<Holder>,
 }
 
 /// Frames between the responsible one and a module's that still make it the module's allocation.
@@ -92,7 +96,7 @@ pub(in crate::commands) fn judge<'a>(
         .map(|(index, site)| {
             let doubt = doubt(site, &checks, &missing, surroundings);
             let check = checks.get(&site.cache).map(|(_, check)| *check);
-            let People { context, module, responsible } = people(site, surroundings);
+            let People { context, module, responsible, holder } = people(site, surroundings);
             let allocators = Allocators {
                 context,
                 alive: site.alive,
@@ -111,6 +115,7 @@ pub(in crate::commands) fn judge<'a>(
                 // Of a module's own, the processes are asked for, not names that its cache may have by merging.
                 evidence.holder = evidence.holder.filter(|holder| holder.seconds.is_some());
             }
+            evidence.holder = holder.or(evidence.holder);
             evidence.allocators = allocators;
             evidence.shaken = shaken.map(|before| {
                 let key = (site.site, site.owner.unwrap_or(0));
@@ -202,10 +207,17 @@ fn people(site: &SiteRecord, surroundings: &Surroundings) -> People {
         .and_then(|owner| frames.iter().position(|&frame| frame == owner))
         .or_else(|| blame::responsible(&functions, &[]))
         .unwrap_or(0);
+    let holder = frames
+        .iter()
+        .take(owner + 1)
+        .chain(&call_site)
+        .filter_map(|&address| places.locate(address))
+        .find_map(|place| holders::holder_by_function(blame::plain(place.symbol)));
     People {
         context,
         module: at.and_then(|at| module_of(frames[at])).map(str::to_owned),
         responsible: at.is_some_and(|at| at <= owner + NEAR),
+        holder,
     }
 }
 

@@ -293,7 +293,7 @@ fn one(
         }
         Open::Held(holder) => {
             let how = holder.seconds.map_or_else(
-                || "see whether as many are in use: `ls /proc/PID/fd`, `ss -s`, `lsof`".to_owned(),
+                || holder.ask.to_owned(),
                 |seconds| {
                     format!("leaktrace --duration {:.0}s --cache '{}'", seconds * 3.0, judged.site.cache)
                 },
