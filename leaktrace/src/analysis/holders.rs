@@ -18,13 +18,14 @@ const SWAPS: &str = "see whether as much is swapped out: `cat /proc/swaps`, `zra
 const BY_PROCESS: &str = "by the processes that use them, until these end";
 
 const SLABS: &str = "by the slabs of other caches that they describe, as long as these are there";
+const INODES: &str = "by inodes, which are dropped when memory is short";
 const PAGE_CACHE: &str = "by pages of the page cache, which are dropped when memory is short";
 const SWAPPED: &str = "by what is swapped out to compressed memory, or stored there";
 
-/// Functions whose objects hang on a `struct page` or on a number in an old table only, where no look at a few objects sees
-/// it. Sources: `mm/slub.c` and `mm/memcontrol.c` (`obj_exts`, `obj_cgroups`), `fs/iomap/buffered-io.c`,
-/// `fs/btrfs/subpage.c`, `mm/zsmalloc.c`, `mm/zbud.c`, `mm/z3fold.c`, `mm/zswap.c`.
-const BY_FUNCTION: [(&str, &str); 21] = [
+/// Functions whose objects hang on a `struct page`, on a number in an old table or on an inode only, where a look at a few
+/// objects may not see it. Sources: `mm/slub.c` and `mm/memcontrol.c` (`obj_exts`, `obj_cgroups`), `fs/iomap/buffered-io.c`,
+/// `fs/btrfs/subpage.c`, `security/security.c`, `fs/posix_acl.c`, `fs/xfs/libxfs/`, `mm/zsmalloc.c`, `mm/zbud.c`, `mm/z3fold.c`, `mm/zswap.c`.
+const BY_FUNCTION: [(&str, &str); 30] = [
     ("alloc_slab_obj_exts", SLABS),
     ("prepare_slab_obj_exts_hook", SLABS),
     ("alloc_tagging_slab_alloc_hook", SLABS),
@@ -40,6 +41,15 @@ const BY_FUNCTION: [(&str, &str); 21] = [
     ("btrfs_attach_subpage", PAGE_CACHE),
     ("btrfs_alloc_folio_state", PAGE_CACHE),
     ("btrfs_attach_folio_state", PAGE_CACHE),
+    ("security_inode_alloc", INODES),
+    ("lsm_inode_alloc", INODES),
+    ("posix_acl_alloc", INODES),
+    ("posix_acl_clone", INODES),
+    ("xfs_init_local_fork", INODES),
+    ("xfs_idata_realloc", INODES),
+    ("xfs_iext_alloc_node", INODES),
+    ("xfs_iext_alloc_root", INODES),
+    ("xfs_iext_realloc_root", INODES),
     ("zs_malloc", SWAPPED),
     ("alloc_zspage", SWAPPED),
     ("zbud_alloc", SWAPPED),
@@ -76,7 +86,7 @@ const HOLDERS: [(&str, &str, Option<f64>); 42] = [
     ("fs_cache", BY_PROCESS, None),
     ("cred_jar", BY_PROCESS, None),
     ("lsm_file_cache", BY_PROCESS, None),
-    ("lsm_inode_cache", "by inodes, which are dropped when memory is short", None),
+    ("lsm_inode_cache", INODES, None),
     ("pid", BY_PROCESS, None),
     ("sock_inode_cache", BY_PROCESS, None),
     ("TCP", BY_PROCESS, None),
@@ -100,16 +110,23 @@ const HOLDERS: [(&str, &str, Option<f64>); 42] = [
     ("zswap_entry", SWAPPED, None),
 ];
 
+fn ask(why: &str) -> &'static str {
+    match why {
+        SWAPPED => SWAPS,
+        SLABS | INODES | PAGE_CACHE => SHAKE,
+        _ => IN_USE,
+    }
+}
+
 /// Who may well hold objects of a cache; `None` when nothing is known of it.
 pub fn holder(cache: &str) -> Option<Holder> {
     let found = HOLDERS.iter().find(|(beginning, ..)| cache.starts_with(beginning));
-    found.map(|&(_, why, seconds)| Holder { why, seconds, ask: if why == SWAPPED { SWAPS } else { IN_USE } })
+    found.map(|&(_, why, seconds)| Holder { why, seconds, ask: ask(why) })
 }
 
 /// Who may well hold what a function allocates; its name without leading underscores and what compilers add.
 pub fn holder_by_function(name: &str) -> Option<Holder> {
     let found = BY_FUNCTION.iter().find(|(function, _)| *function == name);
-    let ask = |why| if why == SWAPPED { SWAPS } else { SHAKE };
     found.map(|&(_, why)| Holder { why, seconds: None, ask: ask(why) })
 }
 
