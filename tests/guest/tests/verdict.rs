@@ -21,6 +21,8 @@ const SUSPENDED_S: u64 = 25;
 const SLEEP: &str = "+10";
 const ALARM: &str = "/sys/class/rtc/rtc0/wakealarm";
 const POWER: &str = "/sys/power/state";
+/// Between two turns of the driver.
+const PACE: Duration = Duration::from_millis(100);
 /// Objects a second.
 const RATE: u64 = 20;
 
@@ -54,6 +56,7 @@ pub fn test() -> Result<bool> {
     let trace = Trace::start_as_service(&[])?;
     let mut slept = false;
     let begun = Instant::now();
+    let mut next = begun;
     for slice in 0..SECONDS * 10 {
         driver::run("kmalloc", Mode::Leak, RATE / 10)?;
         driver::run("kmalloc", Mode::Balanced, 20)?;
@@ -64,9 +67,12 @@ pub fn test() -> Result<bool> {
             at if at == SUSPENDED_S * 10 => slept = suspend()?,
             _ => {}
         }
-        let next = begun + Duration::from_millis(100) * (slice as u32 + 1);
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        // Some machines' clocks go on while they sleep: nothing is made up for then.
+        next = (next + PACE).max(Instant::now());
+        std::thread::sleep(next - Instant::now());
     }
+    let seconds = begun.elapsed().as_secs_f64();
+    let made = (SECONDS * RATE) as f64 / seconds;
     let report = trace.stop()?;
     let first = items(&report.0["findings"]).next().context("there is no finding")?;
     let function = items(&first["stacks"]).next().and_then(owner).unwrap_or_default();
@@ -77,11 +83,11 @@ pub fn test() -> Result<bool> {
     let right = first["verdict"] == "leak"
         && function == "kmalloc_leak"
         // Under emulation each tick sees one bucket in 16 of the table.
-        && (rate - RATE as f64).abs() < RATE as f64 * 0.65
-        && (duration - SECONDS as f64).abs() < 5.0
+        && (rate - made).abs() < made * 0.6
+        && (duration - seconds).abs() < 5.0
         && report.0["headline"]["verdict"] == "leak";
     println!(
-        "  {} {function}, {rate:.1} of {RATE} objects a second, in {duration:.0} s{}: {}{}",
+        "  {} {function}, {rate:.1} of {made:.1} objects a second, in {duration:.0} s{}: {}{}",
         first["verdict"],
         if slept { ", suspended in between" } else { " (suspend is not possible here)" },
         report.0["headline"]["text"],
@@ -89,6 +95,13 @@ pub fn test() -> Result<bool> {
     );
     if !right {
         println!("  {}\n  {}", first["evidence"], first["open"]);
+        for finding in items(&report.0["findings"]).filter(|finding| finding["module"] == driver::NAME) {
+            println!(
+                "  {} {} {} {}",
+                finding["verdict"], finding["cache"], finding["evidence"], finding["growth"]
+            );
+        }
+        println!("  {}", report.0["coverage"]["lost"]);
     }
     Ok(right)
 }
