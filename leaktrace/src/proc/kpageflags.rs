@@ -28,6 +28,8 @@ pub const NOPAGE: u64 = 1 << 20;
 pub const OFFLINE: u64 = 1 << 23;
 /// A page table.
 pub const PGTABLE: u64 = 1 << 26;
+/// Nobody's to give away: the kernel's image, for one. Told to the privileged (`include/linux/kernel-page-flags.h`).
+pub const RESERVED: u64 = 1 << 32;
 
 /// Whether a page is of a process or of the page cache, and so has no pointers of the kernel's: on the list of those, or on
 /// its way to it, whether it is mapped yet, still, or not any more. That it is anonymous is told by a word that slabs use for

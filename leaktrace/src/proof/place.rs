@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     analysis::blame,
-    proc::kpageflags::{BUDDY, COMPOUND_TAIL, SLAB, is_users},
+    proc::kpageflags::{BUDDY, COMPOUND_TAIL, RESERVED, SLAB, is_users},
 };
 
 /// Pages of the largest slabs (`slab_max_order`).
@@ -123,7 +123,9 @@ impl Scan<'_> {
         if self.chunk.heads[index].is_some() || self.chunk.flags[index] & SLAB != 0 {
             return self.in_slab(address, index).unwrap_or_else(|| self.now(frame, address));
         }
-        if let Some(variable) = self.memory.in_image(address) {
+        // Parts of the image that nobody needs are given to the page allocator at the start, and are anybody's pages then.
+        let reserved = self.chunk.flags[index] & RESERVED != 0;
+        if let Some(variable) = self.memory.in_image(address).filter(|_| reserved) {
             return if self.memory.is_note(variable) {
                 Whose::Old(Old::Bookkeeping)
             } else {

@@ -229,8 +229,8 @@ fn saved(report: &Value) -> Result<bool> {
             let [candidates, orphans, held, undecided, free] =
                 ["candidates", "orphans", "held", "undecided", "free"].map(|what| number(&side[what]));
             println!(
-                "    {candidates} in {}: {orphans} unreachable, {held} held, {undecided} undecided, {free} free",
-                finding["cache"]
+                "    {candidates} in {}: {orphans} unreachable, {held} held, {undecided} undecided, {free} free; {}",
+                finding["cache"], side["holders"]
             );
         }
     }
