@@ -58,6 +58,9 @@ const BY_FUNCTION: [(&str, &str); 30] = [
     ("zswap_store", SWAPPED),
 ];
 
+/// Modules, where they are none of the kernel itself, that such functions are in: one of that name in another is its own.
+const MODULES: [&str; 8] = ["iomap", "btrfs", "xfs", "zsmalloc", "zbud", "z3fold", "zswap", "zram"];
+
 /// Beginnings of cache names, and who holds such objects. Sources: `include/net/tcp.h`
 /// (`TCP_TIMEWAIT_LEN`), `net/netfilter/nf_conntrack_proto_tcp.c`, `net/ipv4/inetpeer.c`,
 /// `fs/file_table.c`, `kernel/fork.c`, `fs/kernfs/mount.c`, `fs/namespace.c`.
@@ -124,8 +127,12 @@ pub fn holder(cache: &str) -> Option<Holder> {
     found.map(|&(_, why, seconds)| Holder { why, seconds, ask: ask(why) })
 }
 
-/// Who may well hold what a function allocates; its name without leading underscores and what compilers add.
-pub fn holder_by_function(name: &str) -> Option<Holder> {
+/// Who may well hold what a function allocates; its name without leading underscores and what compilers add, and its module
+/// where it is in one.
+pub fn holder_by_function(name: &str, module: Option<&str>) -> Option<Holder> {
+    if module.is_some_and(|module| !MODULES.contains(&module)) {
+        return None;
+    }
     let found = BY_FUNCTION.iter().find(|(function, _)| *function == name);
     found.map(|&(_, why)| Holder { why, seconds: None, ask: ask(why) })
 }
@@ -140,8 +147,10 @@ mod tests {
         assert_eq!(holder("nf_conntrack_1").unwrap().seconds, Some(432_000.0));
         assert!(holder("filp").unwrap().why.contains("processes"));
         assert_eq!(holder("kmalloc-256"), None);
-        assert_eq!(holder_by_function("alloc_slab_obj_exts").unwrap().ask, SHAKE);
         assert_eq!(holder("zs_handle-zram0").unwrap().ask, SWAPS);
-        assert_eq!(holder_by_function("foo_alloc_slab_obj_exts"), None);
+        assert_eq!(holder_by_function("alloc_slab_obj_exts", None).unwrap().ask, SHAKE);
+        assert_eq!(holder_by_function("zs_malloc", Some("zsmalloc")).unwrap().ask, SWAPS);
+        assert_eq!(holder_by_function("foo_alloc_slab_obj_exts", None), None);
+        assert_eq!(holder_by_function("new_slab", Some("gpu")), None);
     }
 }

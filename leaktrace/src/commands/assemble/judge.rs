@@ -212,7 +212,7 @@ fn people(site: &SiteRecord, surroundings: &Surroundings) -> People {
         .take(owner + 1)
         .chain(&call_site)
         .filter_map(|&address| places.locate(address))
-        .find_map(|place| holders::holder_by_function(blame::plain(place.symbol)));
+        .find_map(|place| holders::holder_by_function(blame::plain(place.symbol), place.module));
     People {
         context,
         module: at.and_then(|at| module_of(frames[at])).map(str::to_owned),
