@@ -131,6 +131,8 @@ pub const SITE_PROBES: u32 = 16;
 pub const FREEING_PROGRAMS: usize = 3;
 /// Index of the counter that is added to atomically.
 pub const FREED_SHARED: usize = 2;
+/// Of these programs, those with a second one on the same tracepoint, for what comes in the middle of the first.
+pub const FREEING_PAIRS: usize = 2;
 
 /// Counters of one site on one shard of the CPUs. Four cache lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -290,6 +292,10 @@ pub struct CpuState {
     pub tick: u64,
     /// Time of that tick, or a later one that was read since.
     pub tick_ns: u64,
+    /// Encoded addresses of the objects whose frees are being booked: by the programs on `kfree` and on `kmem_cache_free`.
+    pub freeing: [u64; FREEING_PAIRS],
+    /// Frees that these programs were left out for, and that their second ones have booked.
+    pub booked_instead: [u64; FREEING_PAIRS],
 }
 
 /// Everything about the running kernel and the run that the programs need to know, resolved
@@ -402,7 +408,7 @@ const _: () = {
     assert!(size_of::<Site>() == 128);
     assert!(size_of::<Counters>() == 256);
     assert!(size_of::<StackRecord>() == 512);
-    assert!(size_of::<CpuState>() == 64);
+    assert!(size_of::<CpuState>() == 128);
     assert!(size_of::<Control>() == 192);
     assert!(size_of::<Peek>() == 256);
     assert!(size_of::<ModuleEvent>() == 64);

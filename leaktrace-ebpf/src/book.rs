@@ -254,6 +254,39 @@ fn implicit_free(site: u32, cpu: u32) {
     }
 }
 
+/// Notes that the first program of a pair books this free; see [`is_left_out`].
+#[inline(always)]
+pub(crate) fn begin_free(program: usize, object: u64) {
+    // SAFETY: a helper without arguments, and this CPU's own map value.
+    unsafe {
+        if let Some(state) = CPUS.get_ptr_mut(bpf_get_smp_processor_id()) {
+            (&raw mut (*state).freeing[program]).write_volatile(encode_address(object));
+        }
+    }
+}
+
+/// Whether the first program of a pair was left out for this free, which the second one asks.
+///
+/// The kernel leaves out a program that is already running on that CPU. An interrupt in the middle of it often ends with
+/// the callbacks of RCU, which free thousands of objects: these the second program books. It begins when the first
+/// one has ended, so it is only left out itself for what interrupts it.
+#[inline(always)]
+pub(crate) fn is_left_out(program: usize, object: u64) -> bool {
+    // SAFETY: a helper without arguments, and this CPU's own map value.
+    unsafe {
+        let Some(state) = CPUS.get_ptr_mut(bpf_get_smp_processor_id()) else { return false };
+        let freeing = &raw mut (*state).freeing[program];
+        if freeing.read_volatile() != encode_address(object) {
+            // Nothing else adds to it, and this program does not interrupt itself.
+            (*state).booked_instead[program] += 1;
+            return true;
+        }
+        // The same object may be freed again.
+        freeing.write_volatile(0);
+    }
+    false
+}
+
 /// A free of an object.
 #[derive(Clone, Copy)]
 pub(crate) struct Free {

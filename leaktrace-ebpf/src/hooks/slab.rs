@@ -4,12 +4,12 @@
 //! second on every version; the rest moved, so user space looks their positions up in BTF.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, macros::raw_tracepoint, programs::RawTracePointContext};
-use leaktrace_common::{FAMILY_KMALLOC, FAMILY_KMEM_CACHE, ZERO_SIZE_PTR, encode_address};
+use leaktrace_common::{FAMILY_KMALLOC, FAMILY_KMEM_CACHE, FREED_SHARED, ZERO_SIZE_PTR, encode_address};
 
 use super::capturing;
 use crate::{
     arguments::argument,
-    book::{Free, allocated, freed},
+    book::{Free, allocated, begin_free, freed, is_left_out},
     config::config,
     maps::CPUS,
     pages,
@@ -101,18 +101,54 @@ pub(crate) fn kmem_cache_alloc_node(ctx: RawTracePointContext) -> u32 {
     on_cache_alloc(&ctx, capturing::CACHE_ALLOC_NODE)
 }
 
+/// Indices of the programs on the frees, each of which has a second one.
+const KFREE: usize = 0;
+const CACHE_FREE: usize = 1;
+
+#[inline(always)]
+fn on_kfree(ctx: &RawTracePointContext, program: usize) {
+    freed(Free { program, object: object(ctx), cache: 0, count_unknown: true, caller: call_site(ctx) });
+}
+
+#[inline(always)]
+fn on_cache_free(ctx: &RawTracePointContext, program: usize) {
+    let cache = if config!(cache_free_cache) == 0 { 0 } else { argument(ctx, config!(cache_free_cache)) };
+    freed(Free { program, object: object(ctx), cache, count_unknown: true, caller: call_site(ctx) });
+}
+
 /// Objects of any cache freed by `kfree`; also fires for NULL.
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn kfree(ctx: RawTracePointContext) -> u32 {
-    freed(Free { program: 0, object: object(&ctx), cache: 0, count_unknown: true, caller: call_site(&ctx) });
+    if object(&ctx) > ZERO_SIZE_PTR {
+        begin_free(KFREE, object(&ctx));
+        on_kfree(&ctx, KFREE);
+    }
+    0
+}
+
+/// What `kfree` frees in an interrupt of that program.
+#[raw_tracepoint(tracepoint = "kfree")]
+pub(crate) fn kfree_nested(ctx: RawTracePointContext) -> u32 {
+    if object(&ctx) > ZERO_SIZE_PTR && is_left_out(KFREE, object(&ctx)) {
+        on_kfree(&ctx, FREED_SHARED);
+    }
     0
 }
 
 /// Objects freed to a named cache.
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn kmem_cache_free(ctx: RawTracePointContext) -> u32 {
-    let cache = if config!(cache_free_cache) == 0 { 0 } else { argument(&ctx, config!(cache_free_cache)) };
-    freed(Free { program: 1, object: object(&ctx), cache, count_unknown: true, caller: call_site(&ctx) });
+    begin_free(CACHE_FREE, object(&ctx));
+    on_cache_free(&ctx, CACHE_FREE);
+    0
+}
+
+/// What `kmem_cache_free` frees in an interrupt of that program.
+#[raw_tracepoint(tracepoint = "kmem_cache_free")]
+pub(crate) fn kmem_cache_free_nested(ctx: RawTracePointContext) -> u32 {
+    if is_left_out(CACHE_FREE, object(&ctx)) {
+        on_cache_free(&ctx, FREED_SHARED);
+    }
     0
 }
 

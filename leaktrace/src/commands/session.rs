@@ -203,7 +203,7 @@ impl Session {
         self.tracer.begin_measuring();
         // A signal is for the tick that comes.
         tokio::time::sleep(MEASURED_ONCE.min(self.interval)).await;
-        self.tracer.give_up_measuring();
+        self.tracer.prepare_to_give_up()?;
         privilege::give_up(|| self.tracer.may_look())
     }
 

@@ -186,7 +186,7 @@ pub struct BlindSpot {
 /// Events and objects that were missed.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct LostReport {
-    /// Events skipped because their program was running on that CPU already.
+    /// Events skipped because their program was running on that CPU already, and not seen by a second program either.
     pub recursion_misses: u64,
     /// Allocations for which the tables had no place.
     pub live_overflow: u64,
@@ -236,7 +236,7 @@ pub struct ProgramReport {
     pub runs: u64,
     /// Time of each.
     pub ns_per_run: Option<f64>,
-    /// Events that came while it was running on that CPU and were skipped.
+    /// Events that came while it was running on that CPU, and that were skipped and not seen by a second program either.
     pub recursion_misses: u64,
 }
 

@@ -9,6 +9,7 @@ mod load;
 mod mapped;
 mod messages;
 mod names;
+mod nested;
 mod objects;
 mod page_uses;
 mod peek;
@@ -36,8 +37,8 @@ use aya::Ebpf;
 use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, Site, StackRecord};
 
 use self::{
-    cost::CostMeter, mapped::MappedArray, messages::Messages, peek::Peeker, programs::Programs,
-    scan::Question, sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
+    cost::CostMeter, mapped::MappedArray, messages::Messages, nested::Wanted, peek::Peeker,
+    programs::Programs, scan::Question, sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
 };
 pub use self::{
     cost::ProgramCost,
@@ -217,14 +218,24 @@ impl Tracer {
         self.meter.end();
     }
 
-    /// Prepares for being without privileges: what the programs cost cannot be measured then.
-    pub fn give_up_measuring(&mut self) {
+    /// Prepares for being without privileges: what the programs cost cannot be measured then, and no program attached.
+    ///
+    /// # Errors
+    /// When the kernel does not say what the programs missed.
+    pub fn prepare_to_give_up(&mut self) -> Result<()> {
         self.meter.give_up();
+        self.programs.miss_fewer(&mut self.ebpf, Wanted::All)
+    }
+
+    /// What each program cost, and the events that were missed.
+    fn costs(&self) -> Result<Vec<(&'static str, ProgramCost, u64)>> {
+        // Read before what was missed is: what comes between the two counts as missed.
+        self.programs.costs(&self.ebpf, nested::booked(&self.cpus))
     }
 
     /// Whether the kernel lets this process look at its tables.
     pub fn may_look(&self) -> bool {
-        names::read_overflow(&self.ebpf).is_ok() && self.programs.costs(&self.ebpf).is_ok()
+        names::read_overflow(&self.ebpf).is_ok() && self.costs().is_ok()
     }
 
     /// Looks at the tables: counts, growth, and what has to be adjusted.
@@ -238,6 +249,7 @@ impl Tracer {
         self.sites.locate(&self.stacks, self.watch.stays());
         let totals = self.sites.totals();
         self.adjust_stacks(totals.allocated);
+        self.programs.miss_fewer(&mut self.ebpf, Wanted::Missing)?;
         if Instant::now() >= self.next_scan {
             self.scan()?;
         }
@@ -307,8 +319,7 @@ impl Tracer {
         self.sites.locate(&self.stacks, self.watch.stays());
         // The last tick that counted survivors may have been a while ago.
         self.scan()?;
-        let last =
-            snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() };
+        let last = snapshot::Last { costs: self.costs()?, duration: self.started.elapsed() };
         self.sites.freeze_unknown_frees();
         self.programs.detach(&mut self.ebpf)?;
         self.last = Some(last);
@@ -326,9 +337,7 @@ impl Tracer {
         self.subjects.learn(&self.sites, &*self.attribute, self.watch.stays());
         let last = match self.last.clone() {
             Some(last) => last,
-            None => {
-                snapshot::Last { costs: self.programs.costs(&self.ebpf)?, duration: self.started.elapsed() }
-            }
+            None => snapshot::Last { costs: self.costs()?, duration: self.started.elapsed() },
         };
         snapshot::take(self, last)
     }

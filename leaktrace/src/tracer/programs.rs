@@ -4,11 +4,13 @@ use std::{cell::OnceCell, path::Path};
 
 use anyhow::{Result, anyhow};
 use aya::{Btf, Ebpf};
+use leaktrace_common::FREEING_PAIRS;
 
 use super::{
     cost::{self, ProgramCost},
     hooks::{Family, Hook, Kind, Program},
     load,
+    nested::{Nested, Wanted},
 };
 
 /// Where the kernel says how kprobes are attached, if it has them (`kernel/events/core.c`).
@@ -46,6 +48,7 @@ impl HookState {
 /// All hooks of a trace.
 pub struct Programs {
     hooks: Vec<HookState>,
+    nested: Option<Nested>,
     btf: OnceCell<Result<Btf, String>>,
 }
 
@@ -55,11 +58,14 @@ impl Programs {
     /// # Errors
     /// Names the required hook that the kernel refused.
     pub(super) fn load(ebpf: &mut Ebpf, hooks: Vec<Hook>) -> Result<Self> {
-        let mut programs = Self { hooks: Vec::new(), btf: OnceCell::new() };
+        let mut programs = Self { hooks: Vec::new(), nested: None, btf: OnceCell::new() };
         for hook in hooks {
             let mut state = HookState { hook, way: 0, error: None, refusals: Vec::new() };
             programs.settle(ebpf, &mut state, false)?;
             programs.hooks.push(state);
+        }
+        if programs.has("kfree") {
+            programs.nested = Some(Nested::load(ebpf, programs.btf()?));
         }
         Ok(programs)
     }
@@ -87,18 +93,20 @@ impl Programs {
         Ok(())
     }
 
+    fn btf(&self) -> Result<&Btf> {
+        self.btf
+            .get_or_init(|| Btf::from_sys_fs().map_err(|error| error.to_string()))
+            .as_ref()
+            .map_err(|error| anyhow!("cannot read the kernel's BTF: {error}"))
+    }
+
     fn load_way(&self, ebpf: &mut Ebpf, way: &[Program]) -> Result<()> {
         // Verifying a program that cannot be attached would be in vain.
         if way.iter().any(|program| program.kind == Kind::Kprobe) && !Path::new(KPROBES).exists() {
             return Err(anyhow!("this kernel has no kprobes"));
         }
         for (index, program) in way.iter().enumerate() {
-            let btf = self
-                .btf
-                .get_or_init(|| Btf::from_sys_fs().map_err(|error| error.to_string()))
-                .as_ref()
-                .map_err(|error| anyhow!("cannot read the kernel's BTF: {error}"))?;
-            if let Err(error) = load::load(ebpf, btf, program) {
+            if let Err(error) = load::load(ebpf, self.btf()?, program) {
                 unload(ebpf, &way[..index]);
                 return Err(error);
             }
@@ -133,7 +141,7 @@ impl Programs {
             }
             self.hooks[index] = state;
         }
-        Ok(())
+        self.miss_fewer(ebpf, Wanted::Usual)
     }
 
     /// The hook that sees the frees of what a hook sees allocated, if it was refused and everything
@@ -156,19 +164,32 @@ impl Programs {
         self.hooks.iter().any(|state| state.hook.name == name && state.error.is_none())
     }
 
-    /// What each program cost, and the events that it missed.
+    /// What each program cost, and the events that it missed; `booked` are those of them that second programs booked.
     ///
     /// # Errors
     /// When the kernel does not say.
-    pub(super) fn costs(&self, ebpf: &Ebpf) -> Result<Vec<(&'static str, ProgramCost, u64)>> {
-        self.hooks
-            .iter()
-            .flat_map(HookState::programs)
-            .map(|program| {
-                let (cost, misses) = cost::read(ebpf, program)?;
-                Ok((program.name, cost, misses))
-            })
-            .collect()
+    pub(super) fn costs(
+        &self,
+        ebpf: &Ebpf,
+        booked: [u64; FREEING_PAIRS],
+    ) -> Result<Vec<(&'static str, ProgramCost, u64)>> {
+        let mut costs = Vec::new();
+        for program in self.hooks.iter().flat_map(HookState::programs) {
+            let (cost, misses) = cost::read(ebpf, program)?;
+            costs.push((program.name, cost, misses));
+        }
+        if let Some(nested) = &self.nested {
+            nested.account(ebpf, booked, &mut costs)?;
+        }
+        Ok(costs)
+    }
+
+    /// Attaches the second programs that are wanted by now.
+    ///
+    /// # Errors
+    /// When the kernel does not say what the first ones missed.
+    pub(super) fn miss_fewer(&mut self, ebpf: &mut Ebpf, wanted: Wanted) -> Result<()> {
+        self.nested.as_mut().map_or(Ok(()), |nested| nested.attach(ebpf, wanted))
     }
 
     /// Takes all programs off their hooks and out of the kernel.
@@ -176,6 +197,9 @@ impl Programs {
     /// # Errors
     /// When a program was not loaded.
     pub(super) fn detach(&mut self, ebpf: &mut Ebpf) -> Result<()> {
+        if let Some(nested) = &mut self.nested {
+            nested.unload(ebpf);
+        }
         // Allocations first, so that every object that was recorded can still be seen freed.
         for state in self.hooks.iter().rev() {
             for program in state.programs() {

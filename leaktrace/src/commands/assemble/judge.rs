@@ -320,16 +320,19 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
 
 /// Frees of a family that were missed because their program was busy on that CPU.
 fn missed_frees(snapshot: &Snapshot, family: &str) -> u64 {
-    let of = |name: &str| match family {
-        "page" => name == "mm_page_free",
-        "vmalloc" => name.contains("free_vmap"),
-        "percpu" => name.contains("percpu_free"),
-        _ => {
-            (name.contains("kfree") || name.contains("cache_free") || name.contains("kvfree"))
-                && !name.contains("percpu")
-        }
-    };
-    snapshot.costs.iter().filter(|(name, ..)| of(name)).map(|(_, _, misses)| misses).sum()
+    snapshot.costs.iter().filter(|(name, ..)| books_frees_of(name, family)).map(|(_, _, misses)| misses).sum()
+}
+
+/// Whether a program books frees of a family.
+fn books_frees_of(program: &str, family: &str) -> bool {
+    match family {
+        "page" => program == "mm_page_free",
+        "vmalloc" => program.contains("free_vmap"),
+        "percpu" => program.contains("percpu_free"),
+        // `kmem_cache_free` takes what is of its cache only (`mm/slub.c`), and no cache of kmalloc is given to it.
+        "kmalloc" | "kmalloc-large" if program.starts_with("kmem_cache_free") => false,
+        _ => ["kfree", "cache_free", "kvfree"].iter().any(|part| program.contains(part)),
+    }
 }
 
 fn check_caches(snapshot: &Snapshot, surroundings: &Surroundings) -> Checks {
@@ -373,6 +376,17 @@ fn check_caches(snapshot: &Snapshot, surroundings: &Surroundings) -> Checks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_books_whose_frees() {
+        let programs = ["kfree", "kmem_cache_free", "fentry_kmem_cache_free_bulk", "kprobe_kvfree_call_rcu"];
+        let booking = |family| programs.map(|program| books_frees_of(program, family));
+        assert_eq!(booking("kmem_cache"), [true; 4]);
+        assert_eq!(booking("kmalloc"), [true, false, true, true]);
+        assert_eq!(booking("page"), [false; 4]);
+        assert!(!books_frees_of("percpu_free_percpu", "kmalloc"));
+        assert!(books_frees_of("percpu_free_percpu", "percpu"));
+    }
 
     #[test]
     fn modules_that_nothing_uses() {
