@@ -143,10 +143,10 @@ mod tests {
 
     #[test]
     fn per_cpu_parts_are_bounded() {
-        // 256 CPUs: 32 shards of 16,384 sites x 256 bytes are 128 MiB, and 256 x 4,160 bytes one MiB.
+        // 256 CPUs: 32 shards of 16,384 sites x 256 bytes are 128 MiB, and 256 x 4,224 bytes one MiB.
         let sizes = Sizes::choose(&machine(256, 512.0), None).unwrap();
         assert_eq!(sizes.shards, 32);
-        assert_eq!(sizes.per_cpu_bytes(), (128 << 20) + 256 * 4_160);
+        assert_eq!(sizes.per_cpu_bytes(), (128 << 20) + 256 * 4_224);
         for cpus in [1, 2, 7, 64, 255, 256, 1_024, 8_192] {
             let sizes = Sizes::choose(&machine(cpus, 512.0), None).unwrap();
             assert!(sizes.per_cpu_bytes() <= 256 << 20, "{cpus} CPUs: {}", sizes.per_cpu_bytes());
