@@ -1,6 +1,7 @@
 //! The tracer: loads and attaches the programs, looks at their tables each tick, and takes the
 //! last look when they are detached. The only user of aya.
 
+mod clock;
 pub mod cost;
 pub mod hooks;
 mod left;
@@ -36,13 +37,11 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, Site, StackRecord};
 
-use self::{
-    cost::CostMeter, mapped::MappedArray, messages::Messages, nested::Wanted, peek::Peeker,
-    programs::Programs, scan::Question, sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
-};
 pub use self::{
+    clock::monotonic_ns,
     cost::ProgramCost,
     left::Left,
+    objects::ProcessSite,
     programs::HookState,
     scan::LiveObject,
     series::Series,
@@ -51,21 +50,14 @@ pub use self::{
     snapshot::{FreeCaller, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
     watch::Stay,
 };
+use self::{
+    clock::thread_cpu, cost::CostMeter, mapped::MappedArray, messages::Messages, nested::Wanted,
+    peek::Peeker, programs::Programs, sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
+};
 use crate::{
     analysis::linkage::Linkage,
     kernel::{data::DataPlaces, layout::Layout, memory},
 };
-
-/// What one process holds of one site.
-#[derive(Clone, Copy, Debug)]
-pub struct ProcessSite {
-    /// Index of the site.
-    pub site: usize,
-    /// `kmalloc`, `kmalloc-large` or `kmem_cache`.
-    pub family: &'static str,
-    /// Live objects.
-    pub objects: u64,
-}
 
 /// Part of an interval that scanning the table may take before only some of it is scanned...
 const SCAN_PART: u32 = 200;
@@ -396,20 +388,7 @@ impl Tracer {
     /// # Errors
     /// When the kernel refuses a look.
     pub fn live_of_process(&self, pid: u32) -> Result<Vec<ProcessSite>> {
-        let overflow = self.overflowed()?;
-        let (_, details) = scan::detail(&self.live, &overflow, self.sites.len(), &Question::default());
-        let mut sites: Vec<ProcessSite> = Vec::new();
-        for (&(site, _, tgid), group) in &details.groups {
-            let site = site as usize;
-            match sites.iter_mut().find(|known| known.site == site) {
-                _ if tgid != pid => {}
-                Some(known) => known.objects += group.objects,
-                None => {
-                    sites.push(ProcessSite { site, family: self.sites.family(site), objects: group.objects });
-                }
-            }
-        }
-        Ok(sites)
+        objects::of_process(self, pid)
     }
 
     /// Names of the processes that allocated, by process id.
@@ -440,20 +419,4 @@ impl Tracer {
     pub fn hooks(&self) -> &[HookState] {
         self.programs.hooks()
     }
-}
-
-/// CPU time of this thread so far.
-fn thread_cpu() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid pointer to a timespec; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
-pub fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid pointer to a timespec; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -1,9 +1,23 @@
-//! The live objects behind a snapshot's sites, one by one.
+//! Live objects: those behind a snapshot's sites, one by one, and those of one process.
 
 use anyhow::Result;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Snapshot, Tracer, page_uses, scan, scan::LiveObject};
+use super::{
+    Snapshot, Tracer, page_uses, scan,
+    scan::{LiveObject, Question},
+};
+
+/// What one process holds of one site.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessSite {
+    /// Index of the site.
+    pub site: usize,
+    /// `kmalloc`, `kmalloc-large` or `kmem_cache`.
+    pub family: &'static str,
+    /// Live objects.
+    pub objects: u64,
+}
 
 /// Calls `with` for each live object of the snapshot's sites, with the index of the site. Parts of blocks of
 /// pages, and objects of sites that the snapshot does not have, are left out.
@@ -48,4 +62,26 @@ pub(super) fn visit(
         }
     });
     Ok(())
+}
+
+/// The objects that one process allocated and that live, by site.
+///
+/// # Errors
+/// When the kernel refuses a look.
+pub(super) fn of_process(tracer: &Tracer, pid: u32) -> Result<Vec<ProcessSite>> {
+    let overflow = tracer.overflowed()?;
+    let (_, details) = scan::detail(&tracer.live, &overflow, tracer.sites.len(), &Question::default());
+    let mut sites: Vec<ProcessSite> = Vec::new();
+    for (&(site, _, tgid), group) in &details.groups {
+        let site = site as usize;
+        match sites.iter_mut().find(|known| known.site == site) {
+            _ if tgid != pid => {}
+            Some(known) => known.objects += group.objects,
+            None => {
+                let family = tracer.sites.family(site);
+                sites.push(ProcessSite { site, family, objects: group.objects });
+            }
+        }
+    }
+    Ok(sites)
 }
