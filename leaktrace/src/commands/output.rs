@@ -63,6 +63,8 @@ impl Output {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        // By a name that the user knows.
+        directory.metadata().with_context(unwritable)?;
         // Only to see that one can be made: left until the end, it would stay after a kill.
         temporary_in(directory).and_then(NamedTempFile::close).with_context(unwritable)?;
         Ok(Self::File { path: path.to_owned(), directory: directory.to_owned() })
