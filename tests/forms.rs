@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use leaktrace_tests::{Holder, Trace, browser::Browser, findings, number, require_root, run, turn, within};
+use leaktrace_tests::{
+    Holder, Trace, browser::Browser, findings, number, refused, require_root, run, turn, within,
+};
 use serde_json::Value;
 
 const PIPES: u64 = 1_000;
@@ -165,16 +167,10 @@ fn bad_requests_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("none.json");
     let name = file.to_string_lossy().into_owned();
-    let refused = |args: &[&str], status: i32, word: &str| {
-        let output = run(args);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(status), "{args:?}: {said}");
-        assert!(said.contains(word) && said.lines().count() == 1, "{args:?}: {said}");
-    };
-    refused(&["report", &name], 1, "cannot read the report");
+    refused(&run(["report", &name]), 1, &["cannot read the report"]);
     fs::write(&file, "no JSON").unwrap();
-    refused(&["report", &name, "--format", "html"], 1, "is no report");
-    refused(&["report", &name, "--format", "pdf"], 2, "--help");
-    refused(&["report"], 2, "--help");
-    refused(&["report", &name, "--top", "0"], 2, "--top");
+    refused(&run(["report", &name, "--format", "html"]), 1, &["is no report"]);
+    refused(&run(["report", &name, "--format", "pdf"]), 2, &["--help"]);
+    refused(&run(["report"]), 2, &["--help"]);
+    refused(&run(["report", &name, "--top", "0"]), 2, &["--top"]);
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use leaktrace_tests::{Holder, findings, leaktrace, number, require_root, run, turn};
+use leaktrace_tests::{Holder, findings, leaktrace, number, refused, require_root, run, turn};
 use serde_json::Value;
 
 const PIPES: u64 = 1_000;
@@ -178,9 +178,6 @@ fn bad_requests_are_refused() {
         (&["record", "-o", "x", "--max-file", "1k"], 2, "1MiB"),
         (&["report", "--at", "1s", &json.to_string_lossy()], 1, "is none"),
     ] {
-        let output = run(args);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(status), "{args:?}: {said}");
-        assert!(said.contains(word) && said.lines().count() == 1, "{args:?}: {said}");
+        refused(&run(args), status, &[word]);
     }
 }

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use leaktrace_tests::{leaktrace, require_root, turn};
+use leaktrace_tests::{leaktrace, refused, require_root, turn};
 
 /// Runs leaktrace by way of another program that changes what it finds.
 fn by_way_of(program: &[&str], args: &[&str]) -> Output {
@@ -18,18 +18,6 @@ fn by_way_of(program: &[&str], args: &[&str]) -> Output {
 /// Runs leaktrace where some files of the kernel are others, in a mount namespace of its own.
 fn with_mounts(script: &str, args: &[&str]) -> Output {
     by_way_of(&["unshare", "--mount", "sh", "-c", &format!("{script} && exec \"$0\" \"$@\"")], args)
-}
-
-/// Fails unless the run was refused with one line that has these words.
-fn refused(output: &Output, status: i32, words: &[&str]) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.starts_with("leaktrace: "), "{stderr}");
-    assert!(output.stdout.is_empty());
-    for word in words {
-        assert!(stderr.contains(word), "{word:?} is not in {stderr:?}");
-    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use leaktrace_tests::{
     culprit::{Culprit, forget},
-    leaktrace, number, require_root, run, turn, within,
+    leaktrace, number, refused, require_root, run, turn, within,
 };
 use serde_json::Value;
 
@@ -428,9 +428,6 @@ fn bad_requests_are_refused() {
         (&["--top", "0"], 2, "1..=100"),
         (&["--output", "/no/such/place"], 1, "cannot write"),
     ] {
-        let output = run(["triage"].iter().chain(args));
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(status), "{stderr}");
-        assert!(stderr.lines().count() == 1 && stderr.contains(word), "{stderr}");
+        refused(&run(["triage"].iter().chain(args)), status, &[word]);
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use leaktrace_tests::{findings, leaktrace, number, require_root, run, turn};
+use leaktrace_tests::{findings, leaktrace, number, refused, require_root, run, turn};
 use serde_json::Value;
 
 /// Makes pipes and keeps them, 40 a second, while something else goes on.
@@ -138,14 +138,10 @@ fn reports_that_are_none_are_refused_in_one_line() {
         ("/nonexistent/report".to_owned(), "cannot read the report"),
     ] {
         for args in [vec!["diff", &path, &path], vec!["--baseline", &path, "--duration", "1"]] {
-            let output = run(&args);
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), Some(1), "{said}");
-            assert!(said.lines().count() == 1 && said.contains(words), "{words}: {said}");
+            refused(&run(&args), 1, &[words]);
         }
     }
-    let output = run(["--fail-on", "plateau"]);
-    assert_eq!(output.status.code(), Some(2));
+    refused(&run(["--fail-on", "plateau"]), 2, &["--fail-on"]);
 }
 
 /// Everything that looks like a leak and is none, at once, for a minute.

@@ -40,6 +40,18 @@ pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     Command::new(leaktrace()).args(args).stdin(Stdio::null()).output().expect("leaktrace can be run")
 }
 
+/// Fails unless the run was refused with one line that has these words.
+pub fn refused(output: &Output, status: i32, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.starts_with("leaktrace: "), "{stderr}");
+    assert!(output.stdout.is_empty());
+    for word in words {
+        assert!(stderr.contains(word), "{word:?} is not in {stderr:?}");
+    }
+}
+
 /// How a trace ended.
 #[derive(Debug)]
 pub struct Ended {
