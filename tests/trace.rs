@@ -253,7 +253,7 @@ fn frees_in_an_interrupt_of_a_free_are_seen() {
         number(&program.unwrap_or_else(|| panic!("no {name} in {programs:#?}"))["recursion_misses"])
     };
     // Without the second program, 1,000 to 40,000.
-    assert_eq!(missed("kmem_cache_free_nested"), 0.0);
+    assert!(missed("kmem_cache_free_nested") < 1.0, "{programs:#?}");
     assert!(missed("kmem_cache_free") < 500.0, "{programs:#?}");
 }
 
