@@ -16,19 +16,30 @@ pub(crate) struct Tally {
     pending: Vec<String>,
     /// Whether the lines are of cargo's own list of failures.
     in_failures: bool,
+    /// Tests of a program that began and has not told its result.
+    begun: Option<u64>,
 }
 
 impl Tally {
-    /// Takes a line that a test program printed: of the test harness (`failures:`, then `test result: ok. 12
-    /// passed; 0 failed; ...`), or of the guest's tests (`guest 6.1.0: a test`, then perhaps `  FAILED`).
+    /// Takes a line that a test program printed: of the test harness (`running 12 tests`, perhaps
+    /// `failures:`, then `test result: ok. 12 passed; 0 failed; ...`), or of the guest's tests (the same, with
+    /// `guest 6.1.0: a test` before each, and perhaps `  FAILED` after it).
     pub(crate) fn add(&mut self, line: &str) {
         if let Some(result) = line.strip_prefix("test result: ") {
+            self.begun = None;
             self.count(result);
             if std::mem::take(&mut self.in_failures) {
                 self.keep();
             }
             self.pending.clear();
             return;
+        }
+        if let Some(number) =
+            line.strip_prefix("running ").and_then(|rest| rest.split(' ').next()?.parse().ok())
+        {
+            self.end("a program ended in the middle of its tests");
+            self.begun = Some(number);
+            self.pending.clear();
         }
         if line == "failures:" {
             // The harness says it twice: with what the tests printed, and with their names only.
@@ -61,6 +72,20 @@ impl Tally {
 
     fn keep(&mut self) {
         self.said.append(&mut self.pending);
+    }
+
+    /// A program that has begun will not tell its result any more, for this reason: all of its tests have failed.
+    pub(crate) fn end(&mut self, reason: &str) {
+        if let Some(number) = self.begun.take() {
+            self.broken(number, reason);
+        }
+    }
+
+    /// Tests that have failed without saying so.
+    pub(crate) fn broken(&mut self, number: u64, reason: &str) {
+        self.failed += number;
+        self.keep();
+        self.said.extend(reason.lines().map(str::to_owned));
     }
 
     /// What failed tests said, in their order.
@@ -114,5 +139,25 @@ mod tests {
         assert!(!harness.said().iter().any(|line| line.contains("good") || line.contains("later")));
         let guest = tally(&["guest 6.1: fine", "  1 of 1", "guest 6.1: not fine", "  0 of 1", "  FAILED"]);
         assert_eq!(guest.said(), ["guest 6.1: not fine", "  0 of 1", "  FAILED"]);
+    }
+
+    #[test]
+    fn tests_without_a_result_have_failed() {
+        let mut tally = tally(&[
+            "running 3 tests",
+            "test good ... ok",
+            "running 2 tests",
+            "test result: ok. 2 passed; 0 failed; 0 ignored",
+            "running 13 tests",
+            "guest 6.1: fine",
+            "guest 6.1: hangs",
+            "  1 of 2",
+        ]);
+        assert_eq!((tally.passed, tally.failed), (2, 3));
+        tally.end("the guest did not end");
+        tally.end("once only");
+        assert_eq!((tally.passed, tally.failed), (2, 16));
+        assert_eq!(tally.said()[..2], ["running 3 tests", "test good ... ok"]);
+        assert_eq!(tally.said()[3..], ["guest 6.1: hangs", "  1 of 2", "the guest did not end"]);
     }
 }

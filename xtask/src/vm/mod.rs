@@ -28,6 +28,7 @@ use crate::{
     dist::deb,
     kernel,
     run::{cargo_static, check, target},
+    tally::Tally,
 };
 
 pub(crate) use self::eval::{EvalArgs, eval};
@@ -154,14 +155,13 @@ pub(crate) fn vm(offline: bool, args: &VmArgs) -> Result<ExitCode> {
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Boots every kernel and runs the tests of the guest in it; true when all of them passed.
+/// Boots every kernel, runs the tests of the guest in it, and counts them.
 ///
 /// # Errors
 /// When something cannot be had or built.
-pub(crate) fn test(offline: bool, mut seen: impl FnMut(&str)) -> Result<bool> {
+pub(crate) fn test(offline: bool, tally: &mut Tally) -> Result<()> {
     let here = Programs::build(Arch::X86_64, offline)?;
     let arm = Programs::build(Arch::Aarch64, offline)?;
-    let mut passed = true;
     let package = deb(offline, Arch::X86_64, &here.leaktrace)?;
     let package = [named(&package, "leaktrace.deb")?];
     let plain = KERNELS.iter().map(|kernel| (kernel, None));
@@ -189,22 +189,25 @@ pub(crate) fn test(offline: bool, mut seen: impl FnMut(&str)) -> Result<bool> {
         let test = special.map(|special| special.test);
         eprintln!("test: guest with {} {}", kernel.name, test.unwrap_or_default());
         let command: Vec<&str> = [TESTS].into_iter().chain(test).collect();
-        match guest.run(kernel, &command, |line| {
+        let before = tally.failed;
+        let ended = guest.run(kernel, &command, |line| {
             qemu::print(line);
-            seen(line);
-        }) {
-            Ok(0) => {}
-            Ok(code) => {
-                eprintln!("test: the guest with {} failed (status {code})", kernel.name);
-                passed = false;
-            }
-            Err(error) => {
-                eprintln!("test: {error:#}");
-                passed = false;
+            tally.add(line);
+        });
+        let reason = match ended {
+            Ok(0) => String::new(),
+            Ok(code) => format!("the guest with {} failed (status {code})", kernel.name),
+            Err(error) => format!("{error:#}"),
+        };
+        tally.end(&reason);
+        if !reason.is_empty() {
+            eprintln!("test: {reason}");
+            if tally.failed == before {
+                tally.broken(1, &reason);
             }
         }
     }
-    Ok(passed)
+    Ok(())
 }
 
 /// A copy of a file under the name that it has in a guest.
