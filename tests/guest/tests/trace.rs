@@ -119,6 +119,14 @@ impl Trace {
     }
 }
 
+impl Drop for Trace {
+    /// A test that failed must not leave the next one a second tracer.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A report.
 pub struct Report(pub Value);
 
