@@ -6,7 +6,7 @@ const LINES: usize = 60;
 const WIDTH: usize = 400;
 
 /// Tests of all test programs together.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,

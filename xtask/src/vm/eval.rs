@@ -119,7 +119,10 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
         let (innocent, part) = (args.innocent.to_string(), format!("{part}/{}", args.jobs));
         let command = [EVAL, "--only", &args.only, "--innocent", &innocent, "--part", &part];
         let mut outcomes = Vec::new();
-        guest.run(kernel, &command, |line| read(line, &mut outcomes))?;
+        qemu::again(|| {
+            outcomes.clear();
+            guest.run(kernel, &command, |line| read(line, &mut outcomes))
+        })?;
         Ok(outcomes)
     };
     // What all of them share is made before.

@@ -151,7 +151,7 @@ pub(crate) fn vm(offline: bool, args: &VmArgs) -> Result<ExitCode> {
         with: &args.with,
         part: 0,
     };
-    let code = guest.run(kernel, &command, qemu::print)?;
+    let code = qemu::again(|| guest.run(kernel, &command, qemu::print))?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
@@ -189,10 +189,13 @@ pub(crate) fn test(offline: bool, tally: &mut Tally) -> Result<()> {
         let test = special.map(|special| special.test);
         eprintln!("test: guest with {} {}", kernel.name, test.unwrap_or_default());
         let command: Vec<&str> = [TESTS].into_iter().chain(test).collect();
-        let before = tally.failed;
-        let ended = guest.run(kernel, &command, |line| {
-            qemu::print(line);
-            tally.add(line);
+        let (before, failed) = (tally.clone(), tally.failed);
+        let ended = qemu::again(|| {
+            tally.clone_from(&before);
+            guest.run(kernel, &command, |line| {
+                qemu::print(line);
+                tally.add(line);
+            })
         });
         let reason = match ended {
             Ok(0) => String::new(),
@@ -202,7 +205,7 @@ pub(crate) fn test(offline: bool, tally: &mut Tally) -> Result<()> {
         tally.end(&reason);
         if !reason.is_empty() {
             eprintln!("test: {reason}");
-            if tally.failed == before {
+            if tally.failed == failed {
                 tally.broken(1, &reason);
             }
         }

@@ -1,8 +1,8 @@
 //! QEMU: one that boots our kernels, and one run of it.
 
 use std::{
-    fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    fmt, fs,
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -27,6 +27,37 @@ const SUITE: &str = "bookworm-backports";
 const ENDED: &str = "\u{1e}ended ";
 /// Bytes of the console that are shown when a guest fails.
 const SHOWN: usize = 4_000;
+/// Boots of one guest that may end by [`StaleCode`].
+const BOOTS: usize = 3;
+
+/// The emulator crashed the guest. Linux replaces instructions of its own under a breakpoint (static keys, kprobes;
+/// `smp_text_poke_batch_finish` of `arch/x86/kernel/alternative.c`). With a thread for each CPU, QEMU may translate that
+/// breakpoint once more in the moment it is overwritten, and then executes it when the kernel no longer expects it. A
+/// guest that only switches `kernel.sched_schedstats` on and off dies of it in half a minute.
+#[derive(Debug)]
+pub(crate) struct StaleCode;
+
+impl fmt::Display for StaleCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the emulator executed a breakpoint that the kernel had already replaced")
+    }
+}
+
+impl std::error::Error for StaleCode {}
+
+/// Runs a guest, and once more where the emulator crashed it.
+///
+/// # Errors
+/// What the run says; [`StaleCode`] only after a few boots.
+pub(crate) fn again<T>(mut run: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..BOOTS {
+        match run() {
+            Err(error) if error.is::<StaleCode>() => eprintln!("vm: {error:#}\nvm: booting it once more"),
+            ended => return ended,
+        }
+    }
+    run()
+}
 
 /// An installed or unpacked QEMU.
 pub(crate) struct Qemu {
@@ -107,7 +138,8 @@ impl Qemu {
     /// Runs a machine to its end and passes its results on; returns the exit status of its command.
     ///
     /// # Errors
-    /// When it does not end by itself in time. Its console is kept in a file then, which is named.
+    /// When it does not end by itself in time. Its console is kept in a file then, which is named. [`StaleCode`] when
+    /// the emulator is at fault.
     pub(crate) fn run(&self, machine: &Machine<'_>, mut results: impl FnMut(&str)) -> Result<i32> {
         let directory = target().join("vm/console");
         fs::create_dir_all(&directory)?;
@@ -118,12 +150,18 @@ impl Qemu {
         let _ = child.kill();
         child.wait().context("cannot wait for QEMU")?;
         let failed = |reason: &str| -> anyhow::Error {
-            anyhow::anyhow!(
+            let said = read(&console);
+            let message = format!(
                 "the guest {} {reason}; its console, in {}, ends with:\n{}",
                 machine.name,
                 console.display(),
-                tail(&console)
-            )
+                tail(&said)
+            );
+            if executed_stale_code(&said) {
+                anyhow::Error::new(StaleCode).context(message)
+            } else {
+                anyhow::Error::msg(message)
+            }
         };
         match ended {
             Ended::With(code) => Ok(code),
@@ -228,14 +266,24 @@ fn follow(child: &mut Child, limit: Duration, results: &mut impl FnMut(&str)) ->
     }
 }
 
+/// What a guest's kernel said.
+fn read(console: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(console).unwrap_or_default()).into_owned()
+}
+
 /// The end of a console, without what a terminal would obey.
-fn tail(console: &Path) -> String {
-    let mut bytes = Vec::new();
-    if let Ok(mut file) = File::open(console) {
-        let _ = file.read_to_end(&mut bytes);
-    }
-    let start = bytes.len().saturating_sub(SHOWN);
-    String::from_utf8_lossy(&bytes[start..]).chars().filter(|&c| c == '\n' || !c.is_control()).collect()
+fn tail(said: &str) -> String {
+    let start = said.floor_char_boundary(said.len().saturating_sub(SHOWN));
+    said[start..].chars().filter(|&c| c == '\n' || !c.is_control()).collect()
+}
+
+/// Whether the kernel died of a breakpoint that is not there: the byte before the one it stopped at is no `int3`. One
+/// that is there would be somebody's fault, like a jump into freed BPF code.
+fn executed_stale_code(said: &str) -> bool {
+    let Some((_, oops)) = said.split_once("int3: 0000 [#1]") else { return false };
+    let Some(code) = oops.lines().find_map(|line| line.split_once("Code: ")) else { return false };
+    let before = code.1.split_ascii_whitespace().take_while(|byte| !byte.starts_with('<')).last();
+    before.is_some_and(|byte| byte != "cc")
 }
 
 /// Prints a line of results as it comes.
@@ -250,4 +298,40 @@ pub(crate) fn print(line: &str) {
 fn version(program: &Path) -> Option<u32> {
     let text = output(Command::new(program).arg("--version").stderr(Stdio::null()))?;
     text.split_once("version ")?.1.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_breakpoint_that_is_not_there_is_the_emulators_fault() {
+        let oops = |code: &str| {
+            format!(
+                "[   69.320727] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\n\
+                 [   69.321405] RIP: 0010:bpf_trace_run2+0x76/0x110\n\
+                 [   69.321496] Code: {code}\n\
+                 [   69.322592] Code: 40 00 48 c7 c2 a8 ff ff ff f7 d8 cc <64> 89\n"
+            )
+        };
+        assert!(executed_stale_code(&oops("48 89 04 24 e8 0b 91 f1 ff 66 <90> 48 8b 43 30")));
+        assert!(!executed_stale_code(&oops("cc cc cc cc cc cc cc cc cc <cc> cc cc cc cc")));
+        assert!(!executed_stale_code("[   69.3] Oops: 0000 [#1] PREEMPT SMP\nCode: 48 89 <04> 24"));
+    }
+
+    #[test]
+    fn only_the_emulators_fault_is_tried_again() {
+        let mut boots = 0;
+        let result: Result<()> = again(|| {
+            boots += 1;
+            Err(anyhow::Error::new(StaleCode).context("the guest ended without a result"))
+        });
+        assert_eq!((result.is_err(), boots), (true, BOOTS));
+        boots = 0;
+        let result: Result<()> = again(|| {
+            boots += 1;
+            bail!("the guest did not end")
+        });
+        assert_eq!((result.is_err(), boots), (true, 1));
+    }
 }
