@@ -27,16 +27,20 @@ const LEAKS: [(&str, u64, u64, &str); 4] = [
 /// What triage says of a driver that leaks meanwhile.
 fn watched(path: &str, objects: u64) -> Result<Value> {
     let child = Command::new(LEAKTRACE)
-        .args(["triage", "--duration", "4", "--format", "json"])
+        .args(["triage", "--duration", "1h", "--format", "json"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {LEAKTRACE}"))?;
-    sleep(Duration::from_millis(800));
+    // Until it has looked for the first time, on a slow machine.
+    sleep(Duration::from_secs(2));
     for _ in 0..STEPS {
         driver::run(path, Mode::Leak, objects / STEPS)?;
         sleep(PAUSE);
     }
+    // It looks once more; before, the driver may take longer than one expects.
+    // SAFETY: kill takes integers only; the process is our child and not waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "triage ended with {}", output.status);
     serde_json::from_slice(&output.stdout).context("the answer is no JSON")
