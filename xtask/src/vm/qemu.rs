@@ -27,6 +27,8 @@ const SUITE: &str = "bookworm-backports";
 const ENDED: &str = "\u{1e}ended ";
 /// Bytes of the console that are shown when a guest fails.
 const SHOWN: usize = 4_000;
+/// What all kernels are told: no oops may go unnoticed, as that of a kernel thread would.
+const BOOT: &str = "oops=panic panic=-1 quiet init_on_alloc=1";
 /// Boots of one guest that may end by [`StaleCode`].
 const BOOTS: usize = 3;
 
@@ -214,7 +216,7 @@ impl Qemu {
             .arg(machine.image)
             .arg("-initrd")
             .arg(machine.initramfs)
-            .args(["-append", &format!("console={console} panic=-1 quiet init_on_alloc=1 {}", machine.boot)]);
+            .args(["-append", &format!("console={console} {BOOT} {}", machine.boot)]);
         // Whoever ends us early ends the guest, too.
         // SAFETY: prctl is a plain system call, which is what the time between fork and exec allows.
         unsafe {
