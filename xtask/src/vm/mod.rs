@@ -4,6 +4,7 @@ mod driver;
 mod eval;
 mod initramfs;
 mod kernels;
+mod monitor;
 mod peer;
 mod qemu;
 mod system;

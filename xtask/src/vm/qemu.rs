@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::monitor::Monitor;
 use crate::{
     arch::Arch,
     debian::Suite,
@@ -34,8 +35,9 @@ const BOOTS: usize = 3;
 
 /// The emulator crashed the guest. Linux replaces instructions of its own under a breakpoint (static keys, kprobes;
 /// `smp_text_poke_batch_finish` of `arch/x86/kernel/alternative.c`). With a thread for each CPU, QEMU may translate that
-/// breakpoint once more in the moment it is overwritten, and then executes it when the kernel no longer expects it. A
-/// guest that only switches `kernel.sched_schedstats` on and off dies of it in half a minute.
+/// breakpoint once more in the moment it is overwritten, and then executes it when the kernel no longer expects it:
+/// that is an oops, or before Linux 6.9 an endless loop. A guest that only switches `kernel.sched_schedstats` on and off
+/// meets it in half a minute.
 #[derive(Debug)]
 pub(crate) struct StaleCode;
 
@@ -146,20 +148,25 @@ impl Qemu {
         let directory = target().join("vm/console");
         fs::create_dir_all(&directory)?;
         let console = directory.join(format!("{}.log", machine.name));
-        let mut child = self.spawn(machine, &console)?;
+        let (mut child, monitor) = self.spawn(machine, &console)?;
         let ended = follow(&mut child, machine.limit, &mut results);
+        let hangs_in_stale_code = matches!(ended, Ended::TooLate)
+            && monitor.executes_stale_code(&console.with_extension("interrupts")).unwrap_or_else(|error| {
+                eprintln!("vm: what the guest does is not known: {error:#}");
+                false
+            });
         // It may have ended, or hang.
         let _ = child.kill();
         child.wait().context("cannot wait for QEMU")?;
         let failed = |reason: &str| -> anyhow::Error {
             let said = read(&console);
-            let message = format!(
-                "the guest {} {reason}; its console, in {}, ends with:\n{}",
-                machine.name,
-                console.display(),
-                tail(&said)
-            );
-            if executed_stale_code(&said) {
+            let end = match tail(&said) {
+                end if end.trim().is_empty() => "is empty".to_owned(),
+                end => format!("ends with:\n{end}"),
+            };
+            let message =
+                format!("the guest {} {reason}; its console, in {}, {end}", machine.name, console.display());
+            if hangs_in_stale_code || executed_stale_code(&said) {
                 anyhow::Error::new(StaleCode).context(message)
             } else {
                 anyhow::Error::msg(message)
@@ -172,7 +179,7 @@ impl Qemu {
         }
     }
 
-    fn spawn(&self, machine: &Machine<'_>, console: &Path) -> Result<Child> {
+    fn spawn(&self, machine: &Machine<'_>, console: &Path) -> Result<(Child, Monitor)> {
         let mut command = Command::new(&self.program);
         if let Some(modules) = &self.modules {
             // Those of an installed QEMU are of another build.
@@ -225,12 +232,14 @@ impl Qemu {
                 Ok(())
             });
         }
-        command
+        let monitor = Monitor::give(&mut command)?;
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
-            .with_context(|| format!("cannot run {}", self.program.display()))
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        Ok((child, monitor))
     }
 }
 
