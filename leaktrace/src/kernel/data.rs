@@ -5,10 +5,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 
 use super::{
+    machine::page_bytes,
     modules::{self, Sections},
     symbols::Kallsyms,
 };
-use crate::proc::iomem;
+use crate::proc::{
+    iomem,
+    kpageflags::{PageFlags, RESERVED},
+};
 
 /// Begin and end of the image's data and bss (`include/asm-generic/sections.h`).
 const IMAGE: [(&str, &str); 2] = [("_sdata", "_edata"), ("__bss_start", "__bss_stop")];
@@ -29,8 +33,11 @@ pub struct DataPlaces {
 impl DataPlaces {
     /// Finds out what is where below `root`.
     pub fn read(root: &Path) -> Self {
-        let physical: Vec<Range> =
-            iomem::kernel_data(root).into_iter().map(|(first, last)| (first, last + 1)).collect();
+        let flags = PageFlags::open(root).ok();
+        let physical: Vec<Range> = iomem::kernel_data(root)
+            .into_iter()
+            .flat_map(|(first, last)| kept(flags.as_ref(), (first, last + 1)))
+            .collect();
         let kallsyms = Kallsyms::open(root).ok();
         let mapped = match &kallsyms {
             Some(kallsyms) if physical.is_empty() => image(kallsyms),
@@ -74,6 +81,33 @@ impl DataPlaces {
             }
         }
     }
+}
+
+/// Of a range of the image's data what the kernel has kept: parts that it needs no more are given to the page allocator at
+/// the start (`mem_encrypt_free_decrypted_mem` of `arch/x86/mm/mem_encrypt_amd.c`), and are anybody's pages then, like those
+/// of our own list of survivors. All of it where that is not known.
+fn kept(flags: Option<&PageFlags>, (start, end): Range) -> Vec<Range> {
+    let page = page_bytes();
+    let first = start / page;
+    let mut found = vec![0; (end.div_ceil(page) - first) as usize];
+    if flags.is_none_or(|flags| flags.read(first, &mut found).is_err()) {
+        return vec![(start, end)];
+    }
+    let reserved = |flags: &u64| flags & RESERVED != 0;
+    // A kernel that does not say so of its variables says nothing of the rest.
+    if found.iter().filter(|flags| reserved(flags)).count() * 2 < found.len() {
+        return vec![(start, end)];
+    }
+    let mut at = start;
+    let mut ranges = Vec::new();
+    for run in found.chunk_by(|a, b| reserved(a) == reserved(b)) {
+        let behind = (at / page * page + run.len() as u64 * page).min(end);
+        if reserved(&run[0]) {
+            ranges.push((at, behind));
+        }
+        at = behind;
+    }
+    ranges
 }
 
 fn image(kallsyms: &Kallsyms) -> Vec<Range> {
@@ -159,5 +193,25 @@ mod tests {
         let places = DataPlaces::read(root.path());
         assert!(places.image(0).is_err());
         assert!(places.of_module(root.path(), "drv").is_err());
+    }
+
+    #[test]
+    fn what_the_image_gave_away_is_no_data() {
+        let root = root(&[("proc/iomem", "  00003010-0000781f : Kernel data\n")]);
+        let places = |flags: [u64; 8]| {
+            let bytes: Vec<u8> = flags.iter().flat_map(|flags| flags.to_ne_bytes()).collect();
+            fs::write(root.path().join("proc/kpageflags"), bytes).unwrap();
+            DataPlaces::read(root.path()).image(0).unwrap()
+        };
+        let all = [(0x3010, 0x7820)];
+        assert_eq!(places([RESERVED; 8]), all);
+        assert_eq!(
+            places([0, 0, 0, RESERVED, RESERVED, 1 << 12, RESERVED, RESERVED | 1]),
+            [(0x3010, 0x5000), (0x6000, 0x7820)]
+        );
+        // Nothing is said of most pages.
+        assert_eq!(places([0, 0, 0, RESERVED, 0, 0, 0, RESERVED]), all);
+        fs::remove_file(root.path().join("proc/kpageflags")).unwrap();
+        assert_eq!(DataPlaces::read(root.path()).image(0).unwrap(), all);
     }
 }
