@@ -26,6 +26,10 @@ const FILE: &str = "sys/kernel/debug/kmemleak";
 /// and that nothing points to.
 pub(super) const BETWEEN: Duration = Duration::from_secs(6);
 
+/// Readings of the list at most: the kernel begins each piece of it by counting objects (`kmemleak_seq_start`), and skips
+/// as many as were freed since the last one.
+const READINGS: usize = 4;
+
 /// kmemleak of a kernel that has it switched on.
 pub(super) struct Kmemleak(PathBuf);
 
@@ -66,8 +70,18 @@ impl Kmemleak {
         let scanned_ns = monotonic_ns();
         self.scan()?;
         let unreadable = || format!("cannot read {}", self.0.display());
-        let file = File::open(&self.0).with_context(unreadable)?;
-        let listing = Listing::read(BufReader::new(file)).with_context(unreadable)?;
+        let read = || -> Result<Listing> {
+            let file = File::open(&self.0).with_context(unreadable)?;
+            Listing::read(BufReader::new(file)).with_context(unreadable)
+        };
+        let mut listing = read()?;
+        for _ in 1..READINGS {
+            let next = read()?;
+            if next.objects.len() <= listing.objects.len() {
+                break;
+            }
+            listing = next;
+        }
         Ok(Listed { listing, scanned_ns })
     }
 
