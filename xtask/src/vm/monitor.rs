@@ -52,9 +52,8 @@ impl Monitor {
         Ok(Self { ours, theirs: theirs.into() })
     }
 
-    /// Whether a processor of the guest does nothing but execute a breakpoint that is not in its memory: before Linux
-    /// 6.9 the kernel answers a breakpoint that it has removed by going back to where it was (`kprobe_int3_handler` of
-    /// `arch/x86/kernel/kprobes/core.c`), and the emulator's is there for good.
+    /// Whether a processor of the guest does nothing but execute a breakpoint that is not in its memory: Linux 6.1
+    /// answers one that it has removed by going back to where it was, and the emulator's is there for good.
     ///
     /// # Errors
     /// When QEMU does not answer.

@@ -36,7 +36,7 @@ const BOOTS: usize = 3;
 /// The emulator crashed the guest. Linux replaces instructions of its own under a breakpoint (static keys, kprobes;
 /// `smp_text_poke_batch_finish` of `arch/x86/kernel/alternative.c`). With a thread for each CPU, QEMU may translate that
 /// breakpoint once more in the moment it is overwritten, and then executes it when the kernel no longer expects it:
-/// that is an oops, or before Linux 6.9 an endless loop. A guest that only switches `kernel.sched_schedstats` on and off
+/// that is an oops of 6.12, and an endless loop of 6.1. A guest that only switches `kernel.sched_schedstats` on and off
 /// meets it in half a minute.
 #[derive(Debug)]
 pub(crate) struct StaleCode;
