@@ -88,23 +88,26 @@ const FAMILIES: [(&str, &str); 18] = [
 
 /// All scenarios.
 pub fn all() -> Vec<Scenario> {
-    let scenario = |name, truth, loads: Vec<Load>| Scenario {
-        name,
-        truth,
-        driver: loads.iter().any(|load| matches!(load, Driver(..))),
-        loads,
-        before_s: 0,
-    };
-    let family = |&(path, function)| scenario(path, Truth::Leak(function), vec![Driver(path, Leak, 1, 100)]);
-    let mut all: Vec<Scenario> = FAMILIES.iter().map(family).collect();
-    let quiet = |name, run: fn(&AtomicBool)| Scenario {
-        name,
-        truth: Truth::Innocent,
-        loads: vec![Run(run)],
-        before_s: 0,
-        driver: name == "objects held by an open file",
-    };
-    all.extend([
+    let mut all: Vec<Scenario> = FAMILIES
+        .iter()
+        .map(|&(path, function)| scenario(path, Truth::Leak(function), vec![Driver(path, Leak, 1, 100)]))
+        .collect();
+    all.extend(leaks());
+    all.extend(subtle_leaks());
+    all.extend(balanced_use());
+    all.extend(pools_and_long_lives());
+    all.extend(everyday_work());
+    all
+}
+
+fn scenario(name: &'static str, truth: Truth, loads: Vec<Load>) -> Scenario {
+    let driver = loads.iter().any(|load| matches!(load, Driver(..)));
+    Scenario { name, truth, loads, before_s: 0, driver }
+}
+
+/// Leaks under conditions that make them harder to find.
+fn leaks() -> Vec<Scenario> {
+    vec![
         scenario("leak: interrupts off", Truth::Leak("irq_off_work"), vec![Driver("irq_off", Leak, 2, 100)]),
         scenario(
             "leak: 1 in 1,000 of a busy site",
@@ -131,6 +134,11 @@ pub fn all() -> Vec<Scenario> {
             Truth::Leak("kmalloc_leak"),
             vec![Run(loads::forks), Driver("kmalloc", Leak, 2, 100)],
         ),
+    ]
+}
+
+fn subtle_leaks() -> Vec<Scenario> {
+    vec![
         scenario(
             "subtle: 1 object a second",
             Truth::Subtle("kmalloc_leak"),
@@ -156,6 +164,12 @@ pub fn all() -> Vec<Scenario> {
             Truth::Subtle("unbounded_list_leak"),
             vec![Driver("unbounded_list", Leak, 2, 100)],
         ),
+    ]
+}
+
+/// Much use of the driver's paths, all of which is freed.
+fn balanced_use() -> Vec<Scenario> {
+    vec![
         scenario("balanced: kfree_rcu storm", Truth::Innocent, vec![Driver("rcu_two", Balanced, 2_000, 50)]),
         scenario(
             "balanced: bulk allocations and frees",
@@ -182,40 +196,41 @@ pub fn all() -> Vec<Scenario> {
             Truth::Innocent,
             vec![Driver("packet", Balanced, 1_000, 50), Driver("napi", Balanced, 1_000, 50)],
         ),
-        scenario("pool that fills up in 12 s", Truth::Innocent, vec![Run(loads::fill_pool)]),
-        scenario(
-            "pool that fills up for as long as one looks",
-            Truth::Innocent,
-            vec![Run(loads::fill_pool_slowly)],
-        ),
-        scenario("objects that live for 30 s, from now on", Truth::Innocent, vec![Run(loads::slow_objects)]),
-        Scenario {
-            before_s: 35,
-            ..scenario(
-                "objects that live for 30 s, since long",
-                Truth::Innocent,
-                vec![Run(loads::slow_objects)],
-            )
-        },
-        quiet("objects held by an open file", loads::handles),
-        quiet("module loaded and removed all the time", loads::modules),
-        quiet("connections opened and closed", loads::connections),
-        quiet("connections that stay open, ever more", loads::held_connections),
-        quiet("pipes that stay open, ever more", loads::held_pipes),
-        quiet("processes that stay, ever more", loads::held_processes),
-        quiet("files written and read", loads::files),
-        quiet("files that stay in tmpfs, ever more", loads::held_files),
-        quiet("page cache filled by one large file", loads::page_cache),
-        quiet("find over /proc and /sys", loads::walk),
-        quiet("fork storm", loads::forks),
-        quiet("sockets, pipes, timers", loads::sockets),
-        quiet("network namespaces made and removed", loads::namespaces),
-        quiet("tar of /usr (here)", loads::tar),
-        quiet("everything at once", loads::everything),
-    ]);
-    for scenario in &mut all {
-        scenario.driver |=
-            scenario.name.starts_with("pool") || scenario.name.starts_with("objects that live");
-    }
-    all
+    ]
+}
+
+/// What grows for a while, and then no more. These functions use the driver, too.
+fn pools_and_long_lives() -> Vec<Scenario> {
+    let run = |name, run| Scenario { driver: true, ..innocent(name, run) };
+    vec![
+        run("pool that fills up in 12 s", loads::fill_pool),
+        run("pool that fills up for as long as one looks", loads::fill_pool_slowly),
+        run("objects that live for 30 s, from now on", loads::slow_objects),
+        Scenario { before_s: 35, ..run("objects that live for 30 s, since long", loads::slow_objects) },
+    ]
+}
+
+/// What a machine does all day, and what holds memory for good reasons.
+fn everyday_work() -> Vec<Scenario> {
+    vec![
+        Scenario { driver: true, ..innocent("objects held by an open file", loads::handles) },
+        innocent("module loaded and removed all the time", loads::modules),
+        innocent("connections opened and closed", loads::connections),
+        innocent("connections that stay open, ever more", loads::held_connections),
+        innocent("pipes that stay open, ever more", loads::held_pipes),
+        innocent("processes that stay, ever more", loads::held_processes),
+        innocent("files written and read", loads::files),
+        innocent("files that stay in tmpfs, ever more", loads::held_files),
+        innocent("page cache filled by one large file", loads::page_cache),
+        innocent("find over /proc and /sys", loads::walk),
+        innocent("fork storm", loads::forks),
+        innocent("sockets, pipes, timers", loads::sockets),
+        innocent("network namespaces made and removed", loads::namespaces),
+        innocent("tar of /usr (here)", loads::tar),
+        innocent("everything at once", loads::everything),
+    ]
+}
+
+fn innocent(name: &'static str, run: fn(&AtomicBool)) -> Scenario {
+    scenario(name, Truth::Innocent, vec![Run(run)])
 }

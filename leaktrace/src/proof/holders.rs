@@ -3,7 +3,8 @@
 use rustc_hash::FxHashMap;
 
 use super::{
-    Candidate, Holder, LOOKS, Prover,
+    Candidate, Holder, Prover,
+    looks::LOOKS,
     place::{Place, What},
     scan::Pass,
 };

@@ -11,6 +11,7 @@ mod areas;
 mod free_pages;
 mod holders;
 mod layout;
+mod looks;
 mod memmap;
 mod memory;
 mod model;
@@ -22,36 +23,34 @@ mod targets;
 
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Result, bail};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-pub use self::model::{Candidate, Cost, Found, Holder, Kind, Limit, Outcome, Proof};
 use self::{
     areas::Areas,
-    holders::{Asked, first_asked, next_asked, overlaps},
+    holders::Asked,
+    looks::{Looks, Pace},
     memory::Memory,
     place::Old,
     scan::Pass,
     state::{Link, Of, State},
     targets::{Stands, Target, Targets},
 };
+pub use self::{
+    looks::Step,
+    model::{Candidate, Cost, Found, Holder, Kind, Limit, Outcome, Proof},
+};
 use crate::{
     analysis::{
         linkage::Span,
         reach::{self, Fate, Held},
     },
-    proc::{kcore::Kcore, kpageflags::PageFlags},
+    proc::kpageflags::PageFlags,
     units,
 };
-
-/// Looks at most: two decide, and each names one more step of who holds what.
-const LOOKS: usize = 3;
-
-/// Told of what is done: bytes of all looks so far, and what they are expected to be. False ends it.
-pub type Step<'a> = &'a mut dyn FnMut(u64, u64) -> Result<bool>;
 
 /// Looks for pointers.
 pub struct Prover {
@@ -93,84 +92,8 @@ impl Prover {
             );
         }
         self.locate(&mut candidates);
-        // A file of its own for each, because the kernel copies what is read by way of a page that the file has.
-        let bulk = Kcore::open(&self.root)?;
-        let count = candidates.len();
-        let mut own: Vec<Span> = candidates.iter().map(|candidate| self.own(candidate)).collect();
-        own.sort_unstable_by_key(|span| span.start);
-        let mut passes: Vec<Pass> = Vec::new();
-        let mut asked: Vec<Asked> = Vec::new();
-        let mut notes = self.memory.notes();
-        let (mut done, mut busy) = (0, Duration::ZERO);
-        let begun = Instant::now();
-        let mut cut_short = None;
-        while passes.len() < LOOKS {
-            let areas = Areas::read(&self.memory);
-            if areas.cut && passes.is_empty() {
-                notes.push(
-                    "vmalloc has more pages than are kept in mind: some holders there have no name"
-                        .to_owned(),
-                );
-            }
-            if !areas.knows_us() && passes.is_empty() {
-                notes.push(
-                    "our own task was not found: what was found where the kernel copies what we read counts as holding"
-                        .to_owned(),
-                );
-            }
-            let targets = self.targets(&candidates, &asked, &areas);
-            let objects = count + asked.len();
-            let expected = bytes * LOOKS as u64;
-            let mut resting = Duration::ZERO;
-            let start = Instant::now();
-            let mut go_on = |read: u64| {
-                if begun.elapsed() > limit.time {
-                    return Ok(false);
-                }
-                let before = Instant::now();
-                let go_on = step(done + read, expected);
-                resting += before.elapsed();
-                go_on
-            };
-            let pass = scan::pass(
-                &self.memory,
-                &self.flags,
-                &bulk,
-                &areas,
-                (&targets, count as u32, objects),
-                &mut go_on,
-            )?;
-            busy += start.elapsed().saturating_sub(resting);
-            done += pass.bytes;
-            if !pass.complete {
-                if passes.len() < 2 {
-                    cut_short = Some(format!(
-                        "the time was up after {} of {}: nothing is proven",
-                        units::bytes(done as f64),
-                        units::bytes((bytes * 2) as f64)
-                    ));
-                }
-                break;
-            }
-            for (ask, place) in asked.iter_mut().zip(&pass.places[count..]) {
-                ask.held_by = ask.held_by.take().or_else(|| place.clone());
-            }
-            let next = if passes.is_empty() {
-                first_asked(&pass, &candidates)
-            } else {
-                next_asked(&asked, passes.len())
-            };
-            // Where a candidate lies, it is the candidate's.
-            asked.extend(next.into_iter().filter(|ask| !overlaps(&own, &ask.span)));
-            passes.push(pass);
-        }
-        let broken: u64 = passes.iter().map(|pass| pass.broken_lists).sum();
-        if broken > 0 {
-            notes.push(format!(
-                "{} changed while they were read: what is free there counts as holding",
-                units::plural(broken as usize, "list of free objects")
-            ));
-        }
+        let Looks { passes, asked, busy, cut_short, notes } =
+            self.look(&candidates, Pace::new(bytes, limit.time, step))?;
         let states = state::states(&self.memory, &self.flags, &candidates)?;
         let reading: Duration = passes.iter().map(|pass| pass.reading).sum();
         let read: u64 = passes.iter().map(|pass| pass.kcore_bytes).sum();
@@ -199,14 +122,6 @@ impl Prover {
                 Kind::PerCpu => candidate.address = candidate.address.wrapping_sub(base).wrapping_add(start),
                 _ => {}
             }
-        }
-    }
-
-    /// A candidate's own memory.
-    fn own(&self, candidate: &Candidate) -> Span {
-        match candidate.kind {
-            Kind::Page => Span::new(self.memory.address(candidate.frame), candidate.bytes),
-            _ => Span::new(candidate.address, candidate.bytes),
         }
     }
 

@@ -43,16 +43,7 @@ pub fn finding(verdict: &'static str) -> Finding {
         implicit_frees: 0,
         live: Amount { objects: 5_102, bytes: 5_102 * 256 },
         survivors: Survivors { objects: 4_700, bytes: 4_700 * 256, oldest_s: 59.2, error_percent: 0.0 },
-        growth: Growth {
-            bytes_per_s: if grows { 22_300.0 } else { 0.0 },
-            p_value: Some(0.000_01),
-            ticks: 37,
-            shape: if grows { "steady" } else { "plateau" }.into(),
-            points: (0_u16..60)
-                .map(f32::from)
-                .map(|second| (second, if grows { second * 22_300.0 } else { 1_203_200.0 }))
-                .collect(),
-        },
+        growth: growth(grows),
         lifetime: Lifetime {
             p50_us: Some(800.0),
             p99_us: Some(3_800.0),
@@ -64,17 +55,7 @@ pub fn finding(verdict: &'static str) -> Finding {
             Task { comm: "kworker/1:2".to_owned(), pid: 77, objects: 3_000 },
             Task { comm: "evil\u{1b}[31m".to_owned(), pid: 391, objects: 2_102 },
         ],
-        stacks: vec![Stack {
-            objects: 5_102,
-            bytes: 5_102 * 256,
-            frames: vec![
-                call_site.clone(),
-                responsible.clone(),
-                frame("process_one_work", 0x1a2, None),
-                frame("worker_thread", 0x99, None),
-                frame("kthread", 0xf8, None),
-            ],
-        }],
+        stacks: vec![of_a_worker(&call_site, &responsible)],
         objects: vec![Object { address: 0xffff_8880_0123_4500, size: 232, age_s: 59.2, reach: None }],
         evidence: vec![
             "5,102 of 5,102 objects allocated in 60 s are alive, the oldest 59 s old; 4,700 older than 5.0 s"
@@ -98,6 +79,34 @@ pub fn finding(verdict: &'static str) -> Finding {
         },
         call_site,
         responsible,
+    }
+}
+
+fn growth(grows: bool) -> Growth {
+    Growth {
+        bytes_per_s: if grows { 22_300.0 } else { 0.0 },
+        p_value: Some(0.000_01),
+        ticks: 37,
+        shape: if grows { "steady" } else { "plateau" }.into(),
+        points: (0_u16..60)
+            .map(f32::from)
+            .map(|second| (second, if grows { second * 22_300.0 } else { 1_203_200.0 }))
+            .collect(),
+    }
+}
+
+/// The stack of a worker thread.
+fn of_a_worker(call_site: &Frame, responsible: &Frame) -> Stack {
+    Stack {
+        objects: 5_102,
+        bytes: 5_102 * 256,
+        frames: vec![
+            call_site.clone(),
+            responsible.clone(),
+            frame("process_one_work", 0x1a2, None),
+            frame("worker_thread", 0x99, None),
+            frame("kthread", 0xf8, None),
+        ],
     }
 }
 

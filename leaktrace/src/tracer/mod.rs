@@ -8,6 +8,7 @@ mod left;
 mod linkage;
 mod load;
 mod mapped;
+mod merge;
 mod messages;
 mod names;
 mod nested;

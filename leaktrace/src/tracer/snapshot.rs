@@ -3,28 +3,23 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use leaktrace_common::{
-    FAMILY_PAGE, FAMILY_PERCPU, FAMILY_UNKNOWN_FREE, FAMILY_VMALLOC, LIFETIME_CLASSES, SITE_IGNORED, Site,
-};
+use leaktrace_common::{FAMILY_PAGE, FAMILY_PERCPU, FAMILY_VMALLOC, LIFETIME_CLASSES};
 use rustc_hash::FxHashMap;
 
 use super::{
     Tracer,
     cost::ProgramCost,
     left::{self, Left},
+    merge::{Merged, Parts},
     monotonic_ns, names, page_uses,
     processes::People,
     programs::HookState,
     records,
     scan::{self, LiveObject, Question},
     series::Series,
-    sites::Sum,
     sizes::Sizes,
     watch::Stay,
 };
-
-/// Callers that free a site's objects, reported for one site, the most frequent ones.
-const FREE_CALLERS_PER_SITE: usize = 4;
 
 /// What was missed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,9 +189,6 @@ pub(super) struct Last {
     pub(super) duration: Duration,
 }
 
-/// One of the sites that are reported as one: its index, description and counters.
-type Member = (usize, Site, Sum);
-
 /// Takes a whole look.
 pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
     let begun = Instant::now();
@@ -211,85 +203,15 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
         split: tracer.subjects.split(),
         removals_ns: &removals,
     };
-    let (counts, mut details) = scan::detail(&tracer.live, &overflow, tracer.sites.len(), &question);
+    let (counts, details) = scan::detail(&tracer.live, &overflow, tracer.sites.len(), &question);
     let trusted = control.page_lookups_wrong == 0;
-    let mut lost = Lost {
-        recursion_misses: last.costs.iter().map(|(_, _, misses)| misses).sum(),
-        live_overflow: control.overflow_lost,
-        stack_overflow: control.stacks_full,
-        stacks_failed: control.stacks_failed,
-        site_overflow: control.sites_full,
-        unknown_caches: control.cache_unknown,
-        ..Lost::default()
-    };
-    let mut unknown_frees: FxHashMap<String, u64> = FxHashMap::default();
-    // Sites by the first one of their call site, in the order of the table.
-    let mut groups: Vec<(usize, Vec<Member>)> = Vec::new();
-    let mut group_of: FxHashMap<usize, usize> = FxHashMap::default();
-    for (index, site) in tracer.sites.used().collect::<Vec<_>>() {
-        let mut sum = tracer.sites.sum(index);
-        if sum.implicit_frees > 0 && tracer.sites.is_announced_twice(&site) {
-            // The second event took the first one's place: nothing was freed unseen.
-            sum.allocated -= sum.implicit_frees.min(sum.allocated);
-            sum.implicit_frees = 0;
-        }
-        if site.family == FAMILY_UNKNOWN_FREE {
-            // A free by kfree finds its cache by the page, so it is as trusted as that.
-            let name = if trusted { names::cache_name(&site, true) } else { String::new() };
-            *unknown_frees.entry(name).or_default() += tracer.sites.unknown_frees(index, &sum);
-            continue;
-        }
-        lost.implicit_frees += sum.implicit_frees;
-        if sum.allocated == 0 || site.flags & SITE_IGNORED != 0 {
-            continue;
-        }
-        let first = tracer.sites.first(index);
-        let group = *group_of.entry(first).or_insert_with(|| {
-            groups.push((first, Vec::new()));
-            groups.len() - 1
-        });
-        groups[group].1.push((index, site, sum));
-    }
+    let Merged { groups, unknown_frees, implicit_frees } = Merged::of(&tracer.sites, trusted);
     let left = left::behind(tracer, &details, trusted);
-    let mut by_site = records::by_site(std::mem::take(&mut details.groups));
-    let callers = names::read_free_callers(&tracer.ebpf)?;
+    let mut parts = Parts::read(tracer, counts, details, trusted, now)?;
     let mut people = People::new(names::read_tasks(&tracer.ebpf)?);
     let mut sites = Vec::with_capacity(groups.len());
     for (first, members) in groups {
-        let mut record = SiteRecord { site: first, ..SiteRecord::default() };
-        let mut shares = Vec::new();
-        let mut freed_by: FxHashMap<u64, u64> = FxHashMap::default();
-        let mut samples = Vec::new();
-        for (index, site, sum) in &members {
-            let id = *index as u32;
-            let passed_over = details.excluded.get(&id).copied().unwrap_or_default();
-            add_member(&mut record, tracer, (*index, site, sum), counts[*index], passed_over.0, now);
-            record.excluded_survivors += passed_over.1;
-            shares.extend(by_site.remove(&id).unwrap_or_default());
-            record.objects.extend(details.oldest.remove(&id).unwrap_or_default());
-            samples.extend(details.samples.remove(&id).unwrap_or_default());
-            for (caller, frees) in callers.get(&id).into_iter().flatten() {
-                *freed_by.entry(*caller).or_default() += frees;
-            }
-        }
-        let (_, site, _) = &members[0];
-        record.call_site = tracer.sites.call_site(first, site);
-        record.family = names::family_name(site.family);
-        record.is_slab = is_slab(site.family);
-        record.cache =
-            if first == 0 { "(site table full)".to_owned() } else { names::cache_name(site, trusted) };
-        record.object_size = if site.object_size == 0 && record.live > 0 {
-            (record.live_bytes / record.live) as u32
-        } else {
-            site.object_size
-        };
-        record.free_callers = records::most(freed_by, FREE_CALLERS_PER_SITE)
-            .into_iter()
-            .map(|(caller, frees)| FreeCaller { caller, frees })
-            .collect();
-        record.objects.sort_unstable_by_key(|object| object.time_ns);
-        samples.sort_unstable_by_key(|&(hash, _)| hash);
-        record.samples = samples.into_iter().map(|(_, object)| object).collect();
+        let (record, shares) = parts.merge(tracer, first, &members);
         records::complete(tracer, record, &shares, &mut people, now, &mut sites);
     }
     Ok(Snapshot {
@@ -299,7 +221,15 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
         sites,
         unknown_frees,
         sampling: 1 << control.sample_shift,
-        lost,
+        lost: Lost {
+            recursion_misses: last.costs.iter().map(|(_, _, misses)| misses).sum(),
+            live_overflow: control.overflow_lost,
+            stack_overflow: control.stacks_full,
+            stacks_failed: control.stacks_failed,
+            site_overflow: control.sites_full,
+            implicit_frees,
+            unknown_caches: control.cache_unknown,
+        },
         hooks: tracer.programs.hooks().to_vec(),
         costs: last.costs,
         modules: tracer.settings.modules.clone(),
@@ -323,48 +253,4 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
 /// Whether a family is of slab.
 pub(super) fn is_slab(family: u32) -> bool {
     !matches!(family, FAMILY_PAGE | FAMILY_VMALLOC | FAMILY_PERCPU)
-}
-
-/// Adds one of the sites that are reported as one.
-fn add_member(
-    record: &mut SiteRecord,
-    tracer: &Tracer,
-    (index, site, sum): (usize, &Site, &Sum),
-    count: scan::SiteLive,
-    passed_over: u64,
-    now: u64,
-) {
-    let tracked = count.objects + passed_over;
-    let estimate = |part| tracer.sites.estimate(index, sum, tracked, part);
-    let live = estimate(count.objects);
-    let survivors = estimate(count.survivors);
-    // Slab objects take what their cache gives, whatever was asked for.
-    let bytes = |objects: u64, seen: u64, seen_bytes: u64| {
-        if is_slab(site.family) {
-            objects * u64::from(site.object_size)
-        } else if seen == 0 {
-            seen_bytes
-        } else {
-            (seen_bytes as f64 * objects as f64 / seen as f64).round() as u64
-        }
-    };
-    record.allocated += sum.allocated;
-    record.freed += if sum.raw().untracked == 0 && tracer.sample_shift() == 0 {
-        sum.raw().freed
-    } else {
-        sum.allocated - live.min(sum.allocated)
-    };
-    record.implicit_frees += sum.implicit_frees;
-    record.live += live;
-    record.live_bytes += bytes(live, count.objects, count.bytes);
-    record.tracked_live += count.objects;
-    record.seen += count.survivors;
-    record.survivors += survivors;
-    record.survivor_bytes += bytes(survivors, count.survivors, count.survivor_bytes);
-    if count.oldest_ns != 0 {
-        record.oldest_s = record.oldest_s.max(now.saturating_sub(count.oldest_ns) as f64 / 1e9);
-    }
-    for (total, count) in record.lifetimes.iter_mut().zip(sum.lifetimes) {
-        *total += count;
-    }
 }

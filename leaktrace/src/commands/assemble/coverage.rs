@@ -1,14 +1,9 @@
 //! What the numbers cover, and what they cost.
 
-use super::{Checks, Judged, Surroundings};
+use super::{Checks, Judged, Surroundings, blind_spots::blind_spots};
 use crate::{
-    analysis::{blame, crosscheck::Agreement},
-    report::model::{BlindSpot, Coverage, HookReport, LostReport, Overhead, ProgramReport},
-    tracer::{
-        Snapshot,
-        hooks::{self, Family},
-    },
-    units,
+    report::model::{Coverage, HookReport, LostReport, Overhead, ProgramReport},
+    tracer::Snapshot,
 };
 
 pub(super) fn coverage(
@@ -45,101 +40,6 @@ pub(super) fn coverage(
         },
         sampling: snapshot.sampling,
     }
-}
-
-fn blind_spots(
-    snapshot: &Snapshot,
-    surroundings: &Surroundings,
-    refuted: &[Judged<'_>],
-    checks: &Checks,
-    look_error: Option<&str>,
-) -> Vec<BlindSpot> {
-    let mut spots = Vec::new();
-    let mut spot = |path: &str, effect: &str, caches: Vec<String>| {
-        spots.push(BlindSpot { path: path.to_owned(), effect: effect.to_owned(), caches });
-    };
-    let with = |wanted: Agreement| {
-        checks
-            .iter()
-            .filter(|(_, (_, check))| check.agreement == wanted)
-            .map(|(name, _)| name.clone())
-            .collect::<Vec<_>>()
-    };
-    for state in snapshot.hooks.iter().filter(|state| state.error.is_some()) {
-        let caches = match state.hook.family {
-            Some(Family::Slab) if state.hook.frees => with(Agreement::Contradicts),
-            Some(Family::Slab) => with(Agreement::MoreInSlabinfo),
-            _ => Vec::new(),
-        };
-        spot(state.hook.path, state.hook.without, caches);
-    }
-    let tracked = |family: Family| snapshot.hooks.iter().any(|state| state.hook.family == Some(family));
-    for unseen in hooks::UNSEEN.iter().filter(|unseen| tracked(unseen.family)) {
-        spot(unseen.path, unseen.effect, Vec::new());
-    }
-    if !refuted.is_empty() {
-        let mut caches: Vec<_> = refuted.iter().map(|judged| judged.site.cache.clone()).collect();
-        caches.sort();
-        caches.dedup();
-        let effect = format!(
-            "{} sites look as if they leaked, but /proc/slabinfo contradicts their caches: not ranked",
-            refuted.len()
-        );
-        spot("frees without an event", &effect, caches);
-    }
-    let mut late: Vec<_> =
-        snapshot.sites.iter().filter(|site| site.implicit_frees > 0).map(|site| site.cache.clone()).collect();
-    if !late.is_empty() {
-        late.sort();
-        late.dedup();
-        let effect = format!(
-            "{} frees were noticed only when the address was allocated again",
-            units::count(snapshot.lost.implicit_frees)
-        );
-        spot("frees that were not seen", &effect, late);
-    }
-    let notes: Vec<_> = snapshot
-        .sites
-        .iter()
-        .filter(|site| blame::is_bookkeeping(&site.cache) && site.live > 0)
-        .map(|site| site.cache.clone())
-        .collect();
-    if !notes.is_empty() {
-        spot("kmemleak's own notes", "one for each object of this kernel: not ranked", notes);
-    }
-    if let Some(error) = &snapshot.page_uses_error {
-        let effect = format!("{error}: pages of the page cache and of users may be among the findings");
-        spot("/proc/kpageflags", &effect, Vec::new());
-    }
-    if let Some(error) = look_error {
-        let effect =
-            format!("{error}: whether survivors are on lists could not be seen, so none is called a leak");
-        spot("objects in memory", &effect, Vec::new());
-    }
-    if let Some(error) = &snapshot.processes_error {
-        let effect = format!("{error}: every process is taken to be running still");
-        spot("processes", &effect, Vec::new());
-    }
-    if snapshot.module_events_missed > 0 {
-        let effect =
-            format!("{} loads or removals of watched modules were not seen", snapshot.module_events_missed);
-        spot("modules that come and go", &effect, Vec::new());
-    }
-    if !snapshot.page_lookup && tracked(Family::Slab) {
-        let reason =
-            surroundings.no_page_lookup.as_deref().unwrap_or("the page of an object led to another cache");
-        let effect = format!(
-            "{reason}: kmalloc caches are named by size, and frees by kfree of older objects have no cache"
-        );
-        spot("cache of a kmalloc object", &effect, Vec::new());
-    }
-    if let Some(error) = &surroundings.slabinfo_error {
-        spot("/proc/slabinfo", &format!("{error}: nothing could be compared with it"), Vec::new());
-    }
-    if let Some(note) = surroundings.places.note() {
-        spot("/proc/kallsyms", note, Vec::new());
-    }
-    spots
 }
 
 /// Share of all CPUs that the programs take, in percent. Where it could only be measured at the beginning, it is what an event

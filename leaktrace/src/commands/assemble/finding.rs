@@ -19,21 +19,7 @@ pub(super) fn finding(
     surroundings: &Surroundings,
 ) -> Finding {
     let (site, evidence) = (judged.site, &judged.evidence);
-    let size = u64::from(site.object_size);
-    let stacks: Vec<Stack> = site
-        .stacks
-        .iter()
-        .map(|stack| Stack {
-            objects: stack.objects,
-            bytes: stack.objects * size,
-            frames: stack
-                .frames
-                .iter()
-                .take(surroundings.scope.frames)
-                .flat_map(|&address| surroundings.places.frames(address))
-                .collect(),
-        })
-        .collect();
+    let stacks = stacks(site, surroundings);
     let call_site = call_site(site, surroundings);
     let responsible = responsible(site, &call_site, surroundings);
     let frames =
@@ -79,33 +65,10 @@ pub(super) fn finding(
         freed: site.freed,
         implicit_frees: site.implicit_frees,
         live: Amount { objects: site.live, bytes: site.live_bytes },
-        survivors: Survivors {
-            objects: site.survivors,
-            bytes: site.survivor_bytes,
-            oldest_s: site.oldest_s,
-            error_percent: if site.freed == 0 {
-                0.0
-            } else {
-                verdict::sampling_error(site.seen, snapshot.sampling) * 100.0
-            },
-        },
-        growth: Growth {
-            bytes_per_s: evidence.growth.per_s * f64::from(site.object_size),
-            p_value: (evidence.growth.ticks >= 4).then_some(evidence.growth.p_value),
-            ticks: evidence.growth.ticks,
-            shape: evidence.growth.shape.word().into(),
-            points: site
-                .series
-                .points()
-                .map(|(seconds, objects)| (seconds as f32, (objects * f64::from(site.object_size)) as f32))
-                .collect(),
-        },
+        survivors: survivors(site, snapshot.sampling),
+        growth: growth(judged),
         recorded: Vec::new(),
-        lifetime: Lifetime {
-            p50_us: lifetime::percentile_us(&site.lifetimes, 0.5),
-            p99_us: lifetime::percentile_us(&site.lifetimes, 0.99),
-            classes: lifetime::classes(&site.lifetimes),
-        },
+        lifetime: lifetime(site),
         freed_by,
         linkage: evidence.linkage.map(|linkage| LinkageReport {
             looked_at: linkage.looked_at,
@@ -120,6 +83,61 @@ pub(super) fn finding(
             .collect(),
         stacks,
         objects: site.objects.iter().map(|object| surroundings.object(object, site, snapshot)).collect(),
+    }
+}
+
+fn stacks(site: &SiteRecord, surroundings: &Surroundings) -> Vec<Stack> {
+    let size = u64::from(site.object_size);
+    site.stacks
+        .iter()
+        .map(|stack| Stack {
+            objects: stack.objects,
+            bytes: stack.objects * size,
+            frames: stack
+                .frames
+                .iter()
+                .take(surroundings.scope.frames)
+                .flat_map(|&address| surroundings.places.frames(address))
+                .collect(),
+        })
+        .collect()
+}
+
+fn survivors(site: &SiteRecord, sampling: u64) -> Survivors {
+    Survivors {
+        objects: site.survivors,
+        bytes: site.survivor_bytes,
+        oldest_s: site.oldest_s,
+        error_percent: if site.freed == 0 {
+            0.0
+        } else {
+            verdict::sampling_error(site.seen, sampling) * 100.0
+        },
+    }
+}
+
+/// How the survivors grew, in bytes.
+fn growth(judged: &Judged<'_>) -> Growth {
+    let (growth, size) = (&judged.evidence.growth, f64::from(judged.site.object_size));
+    Growth {
+        bytes_per_s: growth.per_s * size,
+        p_value: (growth.ticks >= 4).then_some(growth.p_value),
+        ticks: growth.ticks,
+        shape: growth.shape.word().into(),
+        points: judged
+            .site
+            .series
+            .points()
+            .map(|(seconds, objects)| (seconds as f32, (objects * size) as f32))
+            .collect(),
+    }
+}
+
+fn lifetime(site: &SiteRecord) -> Lifetime {
+    Lifetime {
+        p50_us: lifetime::percentile_us(&site.lifetimes, 0.5),
+        p99_us: lifetime::percentile_us(&site.lifetimes, 0.99),
+        classes: lifetime::classes(&site.lifetimes),
     }
 }
 

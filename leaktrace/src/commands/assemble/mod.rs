@@ -1,5 +1,6 @@
 //! From the snapshot and its surroundings to the report.
 
+mod blind_spots;
 pub(super) mod coverage;
 mod finding;
 mod judge;

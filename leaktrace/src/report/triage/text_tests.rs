@@ -8,16 +8,6 @@ use crate::{
 };
 
 fn sample() -> Triage {
-    let row = |class: &str, title: &str, before_kb, after_kb, source: &str| Row {
-        class: class.into(),
-        title: title.into(),
-        before_kb,
-        after_kb,
-        kb_per_hour: (after_kb - before_kb) as f64 * 360.0,
-        steady: after_kb != before_kb,
-        reclaimable: false,
-        source: source.into(),
-    };
     Triage {
         kernel: "6.12.95".into(),
         architecture: "x86_64".into(),
@@ -29,32 +19,8 @@ fn sample() -> Triage {
             swap_total_kb: 4 << 20,
             swap_used_kb: 1 << 20,
         },
-        diagnosis: vec![
-            Diagnosis {
-                kind: Kind::ProcessMemory,
-                culprit: Culprit { pid: Some(4_121), comm: Some("ja\u{1b}va".into()), ..Culprit::default() },
-                grows: true,
-                bytes: 8e9,
-                bytes_grown: 1.2e8,
-                bytes_per_s: 1.2e7,
-                count_grown: None,
-                text: "ja\u{1b}va (pid 4121, Java): its own memory grows by 11.4 MiB/s, by 114 MiB in 10 s, to 7.5 GiB.".into(),
-                next: vec!["jcmd 4121 GC.heap_info".into(), "leaktrace triage --pid 4121".into()],
-            },
-            Diagnosis::new(
-                Kind::PageCache,
-                Culprit::default(),
-                "The page cache has 16.0 GiB, 50 % of all memory. That is normal, and counts as available.".into(),
-                Vec::new(),
-            ),
-        ],
-        ledger: vec![
-            row("free", "free", 6 << 20, (6 << 20) - 120_000, "MemFree"),
-            row("page_cache", "page cache", 16 << 20, 16 << 20, "Cached - Shmem"),
-            row("anonymous", "processes (anonymous)", 10 << 20, (10 << 20) + 120_000, "AnonPages"),
-            row("percpu", "percpu", 200, 200, "Percpu"),
-            row("unaccounted", "unaccounted", -200, -200, "MemTotal - all others"),
-        ],
+        diagnosis: diagnosis(),
+        ledger: ledger(),
         processes: vec![model::Process {
             pid: 4_121,
             comm: "ja\u{1b}va".into(),
@@ -70,27 +36,7 @@ fn sample() -> Triage {
         }],
         process_count: 412,
         process_names: vec![model::Name { comm: "php-fpm".into(), processes: 40, anon_kb: 1 << 20 }],
-        caches: vec![
-            model::Cache {
-                name: "dentry".into(),
-                purpose: Some("names of files that were looked up".into()),
-                reclaimable: Some(true),
-                objects: 1_200_000,
-                object_size: 192,
-                kb: 230_000,
-                grown_kb: 12,
-                ..model::Cache::default()
-            },
-            model::Cache {
-                name: "numa_policy".into(),
-                module: Some("leakdrv".into()),
-                merged_with: vec!["leakdrv_cache".into(), "dio".into()],
-                objects: 90_000,
-                object_size: 272,
-                kb: 24_000,
-                ..model::Cache::default()
-            },
-        ],
+        caches: caches(),
         vmalloc: vec![model::Caller { caller: "drv_load [drv]".into(), areas: 12, kb: 4_000, grown_kb: -40 }],
         mounts: vec![model::Mount {
             path: "/run\n".into(),
@@ -116,6 +62,75 @@ fn sample() -> Triage {
         cost: model::Cost { cpu_s: 0.21, slowest_look_ms: 12.0, peak_rss_kb: 9_000 },
         ..Triage::default()
     }
+}
+
+fn diagnosis() -> Vec<Diagnosis> {
+    vec![
+        Diagnosis {
+            kind: Kind::ProcessMemory,
+            culprit: Culprit { pid: Some(4_121), comm: Some("ja\u{1b}va".into()), ..Culprit::default() },
+            grows: true,
+            bytes: 8e9,
+            bytes_grown: 1.2e8,
+            bytes_per_s: 1.2e7,
+            count_grown: None,
+            text: "ja\u{1b}va (pid 4121, Java): its own memory grows by 11.4 MiB/s, by 114 MiB in 10 s, \
+                   to 7.5 GiB."
+                .into(),
+            next: vec!["jcmd 4121 GC.heap_info".into(), "leaktrace triage --pid 4121".into()],
+        },
+        Diagnosis::new(
+            Kind::PageCache,
+            Culprit::default(),
+            "The page cache has 16.0 GiB, 50 % of all memory. That is normal, and counts as available."
+                .into(),
+            Vec::new(),
+        ),
+    ]
+}
+
+fn ledger() -> Vec<Row> {
+    let row = |class: &str, title: &str, before_kb, after_kb, source: &str| Row {
+        class: class.into(),
+        title: title.into(),
+        before_kb,
+        after_kb,
+        kb_per_hour: (after_kb - before_kb) as f64 * 360.0,
+        steady: after_kb != before_kb,
+        reclaimable: false,
+        source: source.into(),
+    };
+    vec![
+        row("free", "free", 6 << 20, (6 << 20) - 120_000, "MemFree"),
+        row("page_cache", "page cache", 16 << 20, 16 << 20, "Cached - Shmem"),
+        row("anonymous", "processes (anonymous)", 10 << 20, (10 << 20) + 120_000, "AnonPages"),
+        row("percpu", "percpu", 200, 200, "Percpu"),
+        row("unaccounted", "unaccounted", -200, -200, "MemTotal - all others"),
+    ]
+}
+
+fn caches() -> Vec<model::Cache> {
+    vec![
+        model::Cache {
+            name: "dentry".into(),
+            purpose: Some("names of files that were looked up".into()),
+            reclaimable: Some(true),
+            objects: 1_200_000,
+            object_size: 192,
+            kb: 230_000,
+            grown_kb: 12,
+            ..model::Cache::default()
+        },
+        model::Cache {
+            name: "numa_policy".into(),
+            module: Some("leakdrv".into()),
+            merged_with: vec!["leakdrv_cache".into(), "dio".into()],
+            objects: 90_000,
+            object_size: 272,
+            kb: 24_000,
+            ..model::Cache::default()
+        },
+    ]
 }
 
 #[test]
