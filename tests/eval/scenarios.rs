@@ -86,6 +86,22 @@ const FAMILIES: [(&str, &str); 18] = [
     ("kthread", "kthread_work"),
 ];
 
+/// What stands for all of them where time is short.
+pub const CORE: [&str; 12] = [
+    "kmalloc",
+    "packet",
+    "vmalloc",
+    "page",
+    "leak: 1 in 1,000 of a busy site",
+    "leak: in bursts of 100",
+    "subtle: a list that only grows",
+    "balanced: kfree_rcu storm",
+    "pool that fills up in 12 s",
+    "objects that live for 30 s, since long",
+    "connections that stay open, ever more",
+    "pipes that stay open, ever more",
+];
+
 /// All scenarios.
 pub fn all() -> Vec<Scenario> {
     let mut all: Vec<Scenario> = FAMILIES

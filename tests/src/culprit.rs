@@ -65,7 +65,7 @@ impl Culprit {
             .spawn()
             .expect("leaktrace can be run");
         // The first look has to be over.
-        sleep(Duration::from_millis(400));
+        crate::until_it_waits(child.id()).expect("triage waits between its looks");
         self.go();
         // However long that took: the last look comes when it is told to end.
         sleep(Duration::from_millis(300));

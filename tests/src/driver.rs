@@ -48,11 +48,23 @@ pub enum Mode {
     Balanced,
 }
 
+/// Runs a path.
+///
+/// # Errors
+/// When this kernel does not have it, or the driver cannot do it.
+pub fn run(path: &str, mode: Mode, objects: u64) -> Result<()> {
+    match run_if_there(path, mode, objects) {
+        Ok(true) => Ok(()),
+        Ok(false) => bail!("the driver has no path {path}"),
+        Err(error) => Err(error),
+    }
+}
+
 /// Runs a path; false when this kernel does not have it.
 ///
 /// # Errors
 /// When the driver cannot do it.
-pub fn run(path: &str, mode: Mode, objects: u64) -> Result<bool> {
+pub fn run_if_there(path: &str, mode: Mode, objects: u64) -> Result<bool> {
     let mode = if mode == Mode::Leak { "leak" } else { "balanced" };
     match fs::write(RUN, format!("{path} {mode} {objects}")) {
         Ok(()) => Ok(true),
@@ -61,4 +73,12 @@ pub fn run(path: &str, mode: Mode, objects: u64) -> Result<bool> {
         }
         Err(error) => Err(error).with_context(|| format!("the driver cannot do {path} {mode} {objects}")),
     }
+}
+
+/// Loads it unless it is there.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn need() -> Result<()> {
+    if std::path::Path::new("/sys/module").join(NAME).exists() { Ok(()) } else { load(0) }
 }

@@ -1,19 +1,27 @@
 //! What the tests of the whole tool share: running it, and kernel objects whose number is known.
 
 pub mod browser;
+pub mod cpu;
 pub mod culprit;
 pub mod driver;
+pub mod tables;
 
 use std::{
     ffi::{CStr, OsStr},
+    fs,
     io::{BufRead as _, BufReader, Read as _},
     os::fd::{AsRawFd as _, OwnedFd},
     path::PathBuf,
     process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
+
+/// How long anything may take that a test waits for, on the slowest of machines.
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Tests that trace take turns: each counts what the kernel does.
 static TURN: Mutex<()> = Mutex::new(());
@@ -49,6 +57,24 @@ pub fn refused(output: &Output, status: i32, words: &[&str]) {
     assert!(output.stdout.is_empty());
     for word in words {
         assert!(stderr.contains(word), "{word:?} is not in {stderr:?}");
+    }
+}
+
+/// Waits until a process waits for events or for a time to come: until a run has started, and looked for the first time.
+///
+/// # Errors
+/// When there is no such process, or it never waits.
+pub fn until_it_waits(pid: u32) -> anyhow::Result<()> {
+    // Number of epoll_wait and epoll_pwait (`syscall(2)`), which stands first where a process sleeps in one.
+    let numbers: &[&str] = if cfg!(target_arch = "x86_64") { &["232", "281"] } else { &["22"] };
+    let begun = Instant::now();
+    loop {
+        let call = fs::read_to_string(format!("/proc/{pid}/syscall"))?;
+        if call.split(' ').next().is_some_and(|number| numbers.contains(&number)) {
+            return Ok(());
+        }
+        anyhow::ensure!(begun.elapsed() < PATIENCE, "process {pid} does not wait for anything: {call}");
+        sleep(Duration::from_millis(10));
     }
 }
 
@@ -215,6 +241,13 @@ pub fn findings<'a>(report: &'a Value, symbol: &str) -> Vec<&'a Value> {
         .iter()
         .filter(|finding| finding["call_site"]["symbol"] == symbol)
         .collect()
+}
+
+/// The findings whose call site lies in a function, which have to be so many: a loop over them is not over nothing.
+pub fn findings_of<'a>(report: &'a Value, symbol: &str, count: usize) -> Vec<&'a Value> {
+    let found = findings(report, symbol);
+    assert_eq!(found.len(), count, "findings of {symbol}: {found:#?}");
+    found
 }
 
 /// A number in a report.

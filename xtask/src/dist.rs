@@ -2,7 +2,7 @@
 //! completions, and Debian's package of all that.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     arch::Arch,
-    run::{cargo, cargo_static, check, find, output, workspace},
-    setup::{cache, need, say},
+    run::{build, cargo_static, check, compile, find, output, workspace},
+    setup::{cargo_tool, need},
 };
 
 /// Version of cargo-deb that is built when none is found.
@@ -23,12 +23,13 @@ const CARGO_DEB: &str = "3.8.0";
 /// # Errors
 /// When cargo fails, or the binary needs a loader after all.
 pub(crate) fn dist(offline: bool, arch: Arch) -> Result<()> {
-    let (mut cargo, built) = cargo_static(offline, "dist", arch)?;
-    check(cargo.args(["--package", "leaktrace"]))?;
+    let (mut cargo, built) = cargo_static(offline, arch)?;
+    compile(cargo.args(["--package", "leaktrace"]), "leaktrace")?;
     let place = directory().join(arch.name());
     fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
     let binary = place.join("leaktrace");
-    copy(&built.join("leaktrace"), &binary)?;
+    let strip = format!("{}strip", arch.tools());
+    check(Command::new(strip).arg("-o").arg(&binary).arg(built.join("leaktrace")))?;
     if find("readelf").is_some()
         && output(Command::new("readelf").arg("-l").arg(&binary)).is_some_and(|text| text.contains("INTERP"))
     {
@@ -39,7 +40,8 @@ pub(crate) fn dist(offline: bool, arch: Arch) -> Result<()> {
     }
     let size = fs::metadata(&binary)?.len() as f64 / f64::from(1 << 20);
     println!("{} ({size:.1} MiB, static)", binary.display());
-    println!("{}", deb(offline, arch, &binary)?.display());
+    let writer = if arch == Arch::host()? { binary.clone() } else { build(offline)? };
+    println!("{}", deb(offline, arch, &binary, &writer)?.display());
     Ok(())
 }
 
@@ -49,20 +51,25 @@ fn directory() -> PathBuf {
     workspace().join("target/dist")
 }
 
-/// Makes the package of a static binary; returns it.
+/// Shells, and where their completions are in the package's description.
+const COMPLETIONS: [(&str, &str); 3] =
+    [("bash", "leaktrace.bash"), ("fish", "leaktrace.fish"), ("zsh", "_leaktrace")];
+
+/// Makes the package of a static binary, whose manual pages and completions are written by one that runs here; returns it.
 ///
 /// # Errors
 /// When cargo-deb cannot be had, or fails.
-pub(crate) fn deb(offline: bool, arch: Arch, binary: &Path) -> Result<PathBuf> {
-    let tool = cargo_deb(offline)?;
+pub(crate) fn deb(offline: bool, arch: Arch, binary: &Path, writer: &Path) -> Result<PathBuf> {
+    need("dpkg", offline)?;
+    let tool = cargo_tool("cargo-deb", CARGO_DEB, offline)?;
     let stage = directory().join("package");
     let _ = fs::remove_dir_all(&stage);
     fs::create_dir_all(&stage).with_context(|| format!("cannot make {}", stage.display()))?;
-    check(
-        cargo(offline)
-            .args(["run", "--quiet", "--package", "leaktrace", "--example", "manual", "--"])
-            .arg(&stage),
-    )?;
+    check(Command::new(writer).arg("man").arg(&stage))?;
+    for (shell, name) in COMPLETIONS {
+        let script = fs::File::create(stage.join(name)).with_context(|| format!("cannot write {name}"))?;
+        check(Command::new(writer).args(["completions", shell]).stdout(script))?;
+    }
     copy(binary, &stage.join("leaktrace"))?;
     let place = directory().join(arch.name());
     fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
@@ -88,28 +95,6 @@ pub(crate) fn deb(offline: bool, arch: Arch, binary: &Path) -> Result<PathBuf> {
         bail!("cargo-deb did not make {}", deb.display());
     }
     Ok(deb)
-}
-
-fn cargo_deb(offline: bool) -> Result<PathBuf> {
-    if let Some(found) = find("cargo-deb") {
-        return Ok(found);
-    }
-    let root = cache()?.join("cargo-deb");
-    let tool = root.join("bin/cargo-deb");
-    if output(Command::new(&tool).arg("--version")).is_some() {
-        return Ok(tool);
-    }
-    if offline {
-        bail!("no cargo-deb was found in PATH, and --offline forbids building one");
-    }
-    need("dpkg", offline)?;
-    say(&format!("building cargo-deb {CARGO_DEB} (about a minute)"));
-    check(
-        Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .args(["install", "cargo-deb", "--quiet", "--locked", "--version", CARGO_DEB, "--root"])
-            .arg(&root),
-    )?;
-    Ok(tool)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -6,7 +6,6 @@ mod dist;
 mod kernel;
 mod run;
 mod setup;
-mod tally;
 mod test;
 mod vm;
 
@@ -30,7 +29,7 @@ struct Cli {
 enum Command {
     /// Find what building eBPF takes, or install it.
     Setup,
-    /// Build leaktrace, optimised.
+    /// Build leaktrace, optimised and static, and say where it is.
     Build,
     /// Set up, build and run leaktrace, by sudo unless root.
     Run {
@@ -38,9 +37,15 @@ enum Command {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Check formatting and lints, and run all tests: the eBPF programs on this machine's kernel, and
-    /// everything in virtual machines with four others.
+    /// Check formatting and lints, and run the tests: the eBPF programs on this machine's kernel, and
+    /// everything in virtual machines with five others. CONTRIBUTING.md says what each tier holds.
     Test {
+        /// Only what a change breaks most often: one virtual machine, and no test that mostly waits.
+        #[arg(long, conflicts_with = "all")]
+        quick: bool,
+        /// The slow tests as well, and every test in every virtual machine.
+        #[arg(long)]
+        all: bool,
         /// Leave the virtual machines out.
         #[arg(long)]
         no_guests: bool,
@@ -82,11 +87,16 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     setup::setup(cli.offline)?;
     match cli.command {
         Command::Setup => {}
-        Command::Build => {
-            run::build(cli.offline)?;
-        }
+        Command::Build => println!("{}", run::build_release(cli.offline)?.display()),
         Command::Run { args } => return run::leaktrace(cli.offline, &args),
-        Command::Test { no_guests } => test::test(cli.offline, !no_guests)?,
+        Command::Test { quick, all, no_guests } => {
+            let tier = match (quick, all) {
+                (true, _) => test::Tier::Quick,
+                (_, true) => test::Tier::All,
+                _ => test::Tier::Default,
+            };
+            test::test(cli.offline, tier, !no_guests)?;
+        }
         Command::Bench { args } => return run::bench(cli.offline, &args),
         Command::Vm(args) => return vm::vm(cli.offline, &args),
         Command::Eval(args) => {

@@ -56,6 +56,39 @@ pub(crate) fn setup(offline: bool) -> Result<()> {
     Ok(())
 }
 
+/// A program that cargo builds from its registry: the one in PATH, or else of this version in the user's cache, built
+/// there when it is not.
+///
+/// # Errors
+/// When there is none and none can be built.
+pub(crate) fn cargo_tool(name: &str, version: &str, offline: bool) -> Result<PathBuf> {
+    if let Some(found) = find(name) {
+        return Ok(found);
+    }
+    let root = cache()?.join(format!("{name}-{version}"));
+    let tool = root.join("bin").join(name);
+    if output(Command::new(&tool).arg("--version")).is_some() {
+        return Ok(tool);
+    }
+    if offline {
+        bail!("no {name} was found in PATH, and --offline forbids building one");
+    }
+    say(&format!("building {name} {version} (a minute or two)"));
+    check(
+        Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["install", name, "--quiet", "--locked", "--version", version, "--root"])
+            .arg(&root)
+            // It runs for seconds: what makes it faster takes longer.
+            .envs([
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+                ("CARGO_PROFILE_RELEASE_LTO", "off"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+                ("CARGO_PROFILE_RELEASE_DEBUG", "false"),
+            ]),
+    )?;
+    Ok(tool)
+}
+
 /// Tells a step that takes time.
 pub(crate) fn say(step: &str) {
     eprintln!("setup: {step}");

@@ -17,9 +17,7 @@ const BEFORE: u64 = 900;
 
 /// The accounts agree with each leak, and tell what is held since before the trace.
 pub fn test() -> Result<bool> {
-    if !Path::new("/sys/module").join(driver::NAME).exists() {
-        driver::load(0)?;
-    }
+    driver::need()?;
     let kept = Path::new(ACCOUNTS).exists();
     if kept {
         fs::write("/proc/sys/vm/mem_profiling", "1").context("cannot switch the accounts on")?;

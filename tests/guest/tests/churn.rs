@@ -28,9 +28,7 @@ const CPU: &str = "/sys/devices/system/cpu/cpu1/online";
 
 /// Objects are counted exactly while a CPU and a module come and go, and leaktrace takes no more for it.
 pub fn come_and_go() -> Result<bool> {
-    if !Path::new("/sys/module").join(driver::NAME).exists() {
-        driver::load(0)?;
-    }
+    driver::need()?;
     let can = Path::new(CPU).exists();
     // Symbols of a module that is gone in the end are only kept of those that are watched.
     let trace = Trace::start(&["--module", driver::NAME])?;
@@ -104,9 +102,7 @@ pub fn out_of_memory() -> Result<bool> {
     ensure!(result == 0, "cannot mount cgroup2: {}", std::io::Error::last_os_error());
     fs::write("/tmp/cgroup/cgroup.subtree_control", "+memory")
         .context("this kernel has no memory cgroups")?;
-    if !Path::new("/sys/module").join(driver::NAME).exists() {
-        driver::load(0)?;
-    }
+    driver::need()?;
     let programs = programs()?;
     for limit in GROUPS {
         let _ = fs::remove_file("/tmp/short.rec");
@@ -206,7 +202,8 @@ fn programs() -> Result<usize> {
     Ok(text.lines().filter(|line| line.contains("bpf_prog_") && line.ends_with("[bpf]")).count())
 }
 
-const MANY: &str = "/guest/manysites.ko";
+/// What it needs.
+pub const MANY: &str = "/guest/manysites.ko";
 const PLACES: u64 = 100_000;
 /// Bytes that leaktrace may take with so many sites, and how long its report may take here.
 const MOST_KB: u64 = 300_000;

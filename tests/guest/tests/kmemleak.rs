@@ -17,6 +17,8 @@ const MISSED: u64 = OBJECTS / 20;
 /// ...but in the sheaves of newer kernels there are more, with or without us. Of a tracer that keeps addresses it lists
 /// nothing until the trace has ended, and then so many at once.
 const BLINDED: u64 = OBJECTS / 2;
+/// Of those leaked before, sheaves hide so many at most: they keep pointers to what they have given out.
+const BEFORE_HIDDEN: u64 = BEFORE / 2;
 /// Where a kernel has sheaves for all caches.
 const SHEAVES: &str = "/sys/kernel/slab/kmalloc-256/sheaf_capacity";
 
@@ -53,9 +55,7 @@ fn without() -> Result<bool> {
 
 /// All that it lists of what leaked while tracing is live here, and most of what is live here is listed.
 pub fn test() -> Result<bool> {
-    if !Path::new("/sys/module").join(driver::NAME).exists() {
-        driver::load(0)?;
-    }
+    driver::need()?;
     if !Path::new(LIST).exists() {
         driver::unload()?;
         return without();
@@ -91,7 +91,8 @@ pub fn test() -> Result<bool> {
     good &= right;
     println!("  unbounded_list_leak  {both} in both, {here} only here{}", mark(right));
     let before = only_there(&report, "memdup_leak");
-    let right = before > 0;
+    let hidden = if Path::new(SHEAVES).exists() { BEFORE_HIDDEN } else { MISSED };
+    let right = before <= BEFORE && before + hidden >= BEFORE;
     good &= right;
     println!("  memdup_leak          {before} of {BEFORE} before the trace only there{}", mark(right));
     if !good {

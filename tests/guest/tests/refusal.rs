@@ -1,17 +1,22 @@
 //! A kernel that lets nobody read its memory: leaktrace says so in one line.
 
-use std::process::Command;
+use std::{fs, path::Path, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::trace::LEAKTRACE;
 
-/// A trace is refused with the reason, and triage works without.
+/// Where a kernel has security modules.
+pub const SECURITY: &str = "/sys/kernel/security";
+
+/// Locks the kernel down, for good: a trace is refused with the reason, and triage works without.
 pub fn test() -> Result<bool> {
     let (kind, place) = (c"securityfs".as_ptr(), c"/sys/kernel/security".as_ptr());
     // SAFETY: all are strings that live, and this kind takes no options.
     let result = unsafe { libc::mount(kind, place, kind, 0, std::ptr::null()) };
     ensure!(result == 0, "cannot mount securityfs: {}", std::io::Error::last_os_error());
+    fs::write(Path::new(SECURITY).join("lockdown"), "confidentiality")
+        .context("the kernel cannot be locked down")?;
     let mut good = true;
     for args in [&["--duration", "1"][..], &["--prove", "--duration", "1"]] {
         let output = Command::new(LEAKTRACE).args(args).output()?;

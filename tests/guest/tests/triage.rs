@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use leaktrace_tests::driver::{self, Mode};
+use leaktrace_tests::{
+    driver::{self, Mode},
+    until_it_waits,
+};
 use serde_json::Value;
 
 use super::trace::{LEAKTRACE, items};
@@ -32,8 +35,8 @@ fn watched(path: &str, objects: u64) -> Result<Value> {
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {LEAKTRACE}"))?;
-    // Until it has looked for the first time, on a slow machine.
-    sleep(Duration::from_secs(2));
+    // It has looked for the first time.
+    until_it_waits(child.id())?;
     for _ in 0..STEPS {
         driver::run(path, Mode::Leak, objects / STEPS)?;
         sleep(PAUSE);
@@ -48,9 +51,7 @@ fn watched(path: &str, objects: u64) -> Result<Value> {
 
 /// Each leak is the first diagnosis, of the right size and module; and the ledger leaves little.
 pub fn test() -> Result<bool> {
-    if !std::path::Path::new("/sys/module").join(driver::NAME).exists() {
-        driver::load(0)?;
-    }
+    driver::need()?;
     let mut good = true;
     for (path, objects, bytes, kind) in LEAKS {
         let triage = watched(path, objects)?;

@@ -14,10 +14,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
-use super::{EVAL, Extra, Guest, Programs, kernels, qemu};
+use super::{EVAL, Extra, Guest, Prepared, Programs, kernels, qemu};
 use crate::{
     arch::Arch,
-    run::{as_root, build, build_of_tests},
+    run::{as_root, build_of_tests, build_release},
+    test::tally::Tally,
 };
 
 /// Begins a line with an outcome, as `tests/eval` prints it.
@@ -36,6 +37,9 @@ pub(crate) struct EvalArgs {
     /// Only scenarios whose name contains this, or whose truth is this: leak, subtle or innocent.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Only a dozen scenarios, one or two of each kind.
+    #[arg(long)]
+    core: bool,
     /// Seconds that an innocent scenario is watched.
     #[arg(long, value_name = "S", default_value_t = 45)]
     innocent: u64,
@@ -96,13 +100,46 @@ pub(crate) fn eval(offline: bool, args: &EvalArgs) -> Result<bool> {
     Ok(right)
 }
 
+/// Runs the core of the evaluation in guests, and counts each scenario as a test.
+///
+/// # Errors
+/// As [`eval`].
+pub(crate) fn evaluate_core(offline: bool, tally: &mut Tally) -> Result<()> {
+    let programs = Programs::build(Arch::X86_64, offline)?;
+    let args = EvalArgs {
+        kernel: Vec::new(),
+        only: String::new(),
+        core: true,
+        innocent: 45,
+        no_peer: true,
+        jobs: 2,
+        write: None,
+    };
+    let outcomes = in_guests(offline, &args, &programs, "6.12")?;
+    if outcomes.is_empty() {
+        bail!("the evaluation has no scenarios");
+    }
+    for outcome in outcomes {
+        if outcome.right {
+            tally.passed += 1;
+        } else {
+            tally.broken(1, &format!("evaluation: {} was judged {}", outcome.name, outcome.verdict));
+        }
+    }
+    Ok(())
+}
+
 /// The scenarios in guests with one kernel.
 fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) -> Result<Vec<Outcome>> {
+    let name = kernel;
     let kernel = kernels::find(kernel)?;
     if kernel.arch != Arch::X86_64 {
         bail!("the evaluation has no peer for {}", kernel.arch.name());
     }
+    let with: &[Extra] = if args.no_peer { &[] } else { &[Extra::Peer] };
+    let prepared = Prepared::new(kernel, with, offline)?;
     let one = |part: u32| -> Result<Vec<Outcome>> {
+        let name = format!("{name}-{part}");
         let guest = Guest {
             offline,
             programs,
@@ -110,26 +147,26 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
             // Leaks of each scenario add up.
             memory: 2_048,
             limit: Duration::from_mins(90),
+            silence: Duration::from_mins(15),
             driver_parameters: "",
             boot: "",
             files: &[],
-            with: if args.no_peer { &[] } else { &[Extra::Peer] },
-            part,
+            with,
+            name: &name,
         };
         let (innocent, part) = (args.innocent.to_string(), format!("{part}/{}", args.jobs));
-        let command = [EVAL, "--only", &args.only, "--innocent", &innocent, "--part", &part];
+        let mut command = vec![EVAL, "--only", &args.only, "--innocent", &innocent, "--part", &part];
+        command.extend(args.core.then_some("--core"));
         let mut outcomes = Vec::new();
         qemu::again(|| {
             outcomes.clear();
-            guest.run(kernel, &command, |line| read(line, &mut outcomes))
+            guest.run(&prepared, &command, |line| read(line, &mut outcomes))
         })?;
         Ok(outcomes)
     };
-    // What all of them share is made before.
-    qemu::Qemu::find(kernel.arch, offline)?;
-    kernel.prepare(offline)?;
     let mut all = Vec::new();
     std::thread::scope(|scope| -> Result<()> {
+        let one = &one;
         let guests: Vec<_> = (1..=args.jobs).map(|part| scope.spawn(move || one(part))).collect();
         for guest in guests {
             all.extend(guest.join().map_err(|_| anyhow::anyhow!("a guest's thread panicked"))??);
@@ -141,11 +178,12 @@ fn in_guests(offline: bool, args: &EvalArgs, programs: &Programs, kernel: &str) 
 
 /// The scenarios that need no driver, on this machine.
 fn here(offline: bool, args: &EvalArgs) -> Result<Vec<Outcome>> {
-    let leaktrace = build(offline)?;
+    let leaktrace = build_release(offline)?;
     let mut child = as_root(build_of_tests(offline, EVAL)?)?
         .arg("--leaktrace")
         .arg(leaktrace)
         .args(["--only", &args.only, "--innocent", &args.innocent.to_string()])
+        .args(args.core.then_some("--core"))
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot run the evaluation")?;

@@ -4,8 +4,10 @@ mod driver;
 mod eval;
 mod initramfs;
 mod kernels;
+mod lab;
 mod monitor;
 mod peer;
+mod plan;
 mod qemu;
 mod system;
 
@@ -26,48 +28,19 @@ use self::{
 };
 use crate::{
     arch::Arch,
-    dist::deb,
     kernel,
-    run::{cargo_static, check, target},
-    tally::Tally,
+    run::{cargo_static, check, compile, target},
 };
 
-pub(crate) use self::eval::{EvalArgs, eval};
+pub(crate) use self::{
+    eval::{EvalArgs, eval, evaluate_core},
+    lab::Lab,
+};
 
 /// The program that tests leaktrace in a guest.
 const TESTS: &str = "guest-tests";
 /// The program that evaluates its verdicts.
 const EVAL: &str = "eval";
-
-/// A guest that is started for some tests only.
-struct Special {
-    /// Its kernel.
-    kernel: &'static str,
-    /// What that is told.
-    boot: &'static str,
-    /// Part of the tests' names.
-    test: &'static str,
-    /// What it has besides; in a whole system, our package as well.
-    with: &'static [Extra],
-}
-
-const SPECIAL: [Special; 5] = [
-    Special::booted("slub_debug=U", "the kernel's own accounts"),
-    Special::booted("no5lvl", "what nothing points to"),
-    Special::booted("lockdown=confidentiality", "a kernel that is locked down"),
-    Special::with(&[Extra::System], "the package in a whole system"),
-    Special::with(&[Extra::ManySites], "a hundred thousand call sites"),
-];
-
-impl Special {
-    const fn booted(boot: &'static str, test: &'static str) -> Self {
-        Self { kernel: "6.12", boot, test, with: &[] }
-    }
-
-    const fn with(with: &'static [Extra], test: &'static str) -> Self {
-        Self { kernel: "6.12", boot: "", test, with }
-    }
-}
 
 /// Options of `cargo xtask vm`.
 #[derive(Args)]
@@ -138,89 +111,24 @@ pub(crate) fn vm(offline: bool, args: &VmArgs) -> Result<ExitCode> {
     if command.is_empty() {
         bail!("there is no command for the guest: try `cargo xtask vm -- leaktrace --duration 5`");
     }
-    let kernel = kernels::find(&args.kernel)?;
-    let programs = Programs::build(kernel.arch, offline)?;
+    let prepared = Prepared::new(kernels::find(&args.kernel)?, &args.with, offline)?;
+    let programs = Programs::build(prepared.kernel.arch, offline)?;
+    let limit = Duration::from_secs(args.limit);
     let guest = Guest {
         offline,
         programs: &programs,
         accelerator: if args.accel == Accelerator::Kvm { "kvm" } else { "tcg" },
         memory: args.memory,
-        limit: Duration::from_secs(args.limit),
+        limit,
+        silence: limit,
         driver_parameters: &args.driver,
         boot: &args.boot,
         files: &args.file,
         with: &args.with,
-        part: 0,
+        name: &args.kernel,
     };
-    let code = qemu::again(|| guest.run(kernel, &command, qemu::print))?;
+    let code = qemu::again(|| guest.run(&prepared, &command, qemu::print))?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-/// Boots every kernel, runs the tests of the guest in it, and counts them.
-///
-/// # Errors
-/// When something cannot be had or built.
-pub(crate) fn test(offline: bool, tally: &mut Tally) -> Result<()> {
-    let here = Programs::build(Arch::X86_64, offline)?;
-    let arm = Programs::build(Arch::Aarch64, offline)?;
-    let package = deb(offline, Arch::X86_64, &here.leaktrace)?;
-    let package = [named(&package, "leaktrace.deb")?];
-    let plain = KERNELS.iter().map(|kernel| (kernel, None));
-    let special = SPECIAL.iter().map(|special| Ok((kernels::find(special.kernel)?, Some(special))));
-    for (kernel, special) in plain.chain(special.collect::<Result<Vec<_>>>()?) {
-        let boot = special.map_or("", |special| special.boot);
-        let with: &[Extra] = match special {
-            Some(special) => special.with,
-            None if kernel.arch == Arch::X86_64 => &[Extra::Peer],
-            None => &[],
-        };
-        let system = with.contains(&Extra::System);
-        let guest = Guest {
-            offline,
-            programs: if kernel.arch == Arch::Aarch64 { &arm } else { &here },
-            accelerator: "tcg",
-            memory: if system { 2_048 } else { 1_024 },
-            limit: Duration::from_mins(12),
-            driver_parameters: "",
-            boot,
-            files: if system { &package } else { &[] },
-            with,
-            part: 0,
-        };
-        let test = special.map(|special| special.test);
-        eprintln!("test: guest with {} {}", kernel.name, test.unwrap_or_default());
-        let command: Vec<&str> = [TESTS].into_iter().chain(test).collect();
-        let (before, failed) = (tally.clone(), tally.failed);
-        let ended = qemu::again(|| {
-            tally.clone_from(&before);
-            guest.run(kernel, &command, |line| {
-                qemu::print(line);
-                tally.add(line);
-            })
-        });
-        let reason = match ended {
-            Ok(0) => String::new(),
-            Ok(code) => format!("the guest with {} failed (status {code})", kernel.name),
-            Err(error) => format!("{error:#}"),
-        };
-        tally.end(&reason);
-        if !reason.is_empty() {
-            eprintln!("test: {reason}");
-            if tally.failed == failed {
-                tally.broken(1, &reason);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A copy of a file under the name that it has in a guest.
-fn named(file: &Path, name: &str) -> Result<PathBuf> {
-    let place = target().join("vm/files");
-    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
-    let copy = place.join(name);
-    fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
-    Ok(copy)
 }
 
 /// Builds a kernel to test on, and says where it is.
@@ -236,18 +144,26 @@ pub(crate) fn build_kernel(offline: bool, version: &str) -> Result<()> {
 }
 
 /// What runs in a guest, linked statically: it has no libraries.
-struct Programs {
+pub(crate) struct Programs {
     init: PathBuf,
-    leaktrace: PathBuf,
+    /// The binary that `cargo xtask dist` packs, too.
+    pub(crate) leaktrace: PathBuf,
     tests: PathBuf,
     eval: PathBuf,
 }
 
 impl Programs {
-    fn build(arch: Arch, offline: bool) -> Result<Self> {
-        let (mut cargo, built) = cargo_static(offline, "release", arch)?;
+    /// Builds them for a kind of machine.
+    ///
+    /// # Errors
+    /// When cargo fails.
+    pub(crate) fn build(arch: Arch, offline: bool) -> Result<Self> {
+        let (mut cargo, built) = cargo_static(offline, arch)?;
         let packages = ["leaktrace", "leaktrace-tests", "leaktrace-guest-init"];
-        check(cargo.args(packages.iter().flat_map(|package| ["--package", package])).arg("--bins"))?;
+        let programs = ["leaktrace", TESTS, EVAL, "guest-init"];
+        cargo.args(packages.iter().flat_map(|package| ["--package", package]));
+        cargo.args(programs.iter().flat_map(|program| ["--bin", program]));
+        compile(&mut cargo, &format!("what runs in guests, for {}", arch.name()))?;
         let stripped = target().join("vm/programs").join(arch.name());
         fs::create_dir_all(&stripped)?;
         let strip = |name: &str| -> Result<PathBuf> {
@@ -265,20 +181,49 @@ impl Programs {
     }
 }
 
-/// What all guests of a call have in common.
+/// What guests with one kernel boot, made once.
+struct Prepared {
+    kernel: &'static Kernel,
+    qemu: Qemu,
+    image: PathBuf,
+    drivers: Vec<PathBuf>,
+}
+
+impl Prepared {
+    /// Finds or makes it.
+    ///
+    /// # Errors
+    /// When something cannot be had or built.
+    fn new(kernel: &'static Kernel, with: &[Extra], offline: bool) -> Result<Self> {
+        let qemu = Qemu::find(kernel.arch, offline)?;
+        let ready = kernel.prepare(offline)?;
+        let drivers = driver::build(kernel, &ready.build, with.contains(&Extra::ManySites), offline)?;
+        if with.contains(&Extra::Peer) {
+            peer::memleak(offline)?;
+        }
+        if with.contains(&Extra::System) {
+            system::archive(offline)?;
+        }
+        Ok(Self { kernel, qemu, image: ready.image, drivers })
+    }
+}
+
+/// A guest.
 struct Guest<'a> {
     offline: bool,
     programs: &'a Programs,
     accelerator: &'a str,
     memory: u32,
+    /// How long it may run, and how long it may say nothing.
     limit: Duration,
+    silence: Duration,
     driver_parameters: &'a str,
     /// What the kernel is told at its start, besides.
     boot: &'a str,
     files: &'a [PathBuf],
     with: &'a [Extra],
     /// Tells guests apart that run at the same time.
-    part: u32,
+    name: &'a str,
 }
 
 impl Guest<'_> {
@@ -287,25 +232,19 @@ impl Guest<'_> {
     }
 
     /// Boots a kernel, runs a command, and returns its exit status.
-    fn run(&self, kernel: &Kernel, command: &[&str], results: impl FnMut(&str)) -> Result<i32> {
-        let qemu = Qemu::find(kernel.arch, self.offline)?;
-        let ready = kernel.prepare(self.offline)?;
-        let drivers = driver::build(kernel, &ready.build, self.has(Extra::ManySites), self.offline)?;
-        let name = match self.part {
-            0 => kernel.name.to_owned(),
-            part => format!("{}-{part}", kernel.name),
-        };
-        let initramfs = target().join("vm").join(format!("{name}.cpio"));
-        self.pack(&drivers, command, &initramfs)?;
-        qemu.run(
+    fn run(&self, prepared: &Prepared, command: &[&str], results: impl FnMut(&str)) -> Result<i32> {
+        let initramfs = target().join("vm").join(format!("{}.cpio", self.name));
+        self.pack(&prepared.drivers, command, &initramfs)?;
+        prepared.qemu.run(
             &Machine {
-                name: &name,
-                image: &ready.image,
+                name: self.name,
+                image: &prepared.image,
                 initramfs: &initramfs,
                 boot: &format!("{} {}", self.boot, if self.has(Extra::System) { system::BOOT } else { "" }),
                 accelerator: self.accelerator,
                 memory: self.memory,
                 limit: self.limit,
+                silence: self.silence,
             },
             results,
         )

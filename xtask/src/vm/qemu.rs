@@ -89,6 +89,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) memory: u32,
     /// How long it may run.
     pub(crate) limit: Duration,
+    /// How long it may say nothing: a machine that hangs is not waited for to the end.
+    pub(crate) silence: Duration,
 }
 
 impl Qemu {
@@ -149,8 +151,8 @@ impl Qemu {
         fs::create_dir_all(&directory)?;
         let console = directory.join(format!("{}.log", machine.name));
         let (mut child, monitor) = self.spawn(machine, &console)?;
-        let ended = follow(&mut child, machine.limit, &mut results);
-        let hangs_in_stale_code = matches!(ended, Ended::TooLate)
+        let ended = follow(&mut child, machine, &mut results);
+        let hangs_in_stale_code = matches!(ended, Ended::TooLate(_))
             && monitor.executes_stale_code(&console.with_extension("interrupts")).unwrap_or_else(|error| {
                 eprintln!("vm: what the guest does is not known: {error:#}");
                 false
@@ -174,7 +176,9 @@ impl Qemu {
         };
         match ended {
             Ended::With(code) => Ok(code),
-            Ended::TooLate => Err(failed(&format!("did not end within {} s", machine.limit.as_secs()))),
+            Ended::TooLate(limit) => {
+                Err(failed(&format!("did not end, or said nothing, within {} s", limit.as_secs())))
+            }
             Ended::Silent => Err(failed("ended without a result")),
         }
     }
@@ -246,12 +250,13 @@ impl Qemu {
 /// How a guest ended.
 enum Ended {
     With(i32),
-    TooLate,
+    /// It did not within this time.
+    TooLate(Duration),
     Silent,
 }
 
 /// Passes lines on until the last one, which says the status.
-fn follow(child: &mut Child, limit: Duration, results: &mut impl FnMut(&str)) -> Ended {
+fn follow(child: &mut Child, machine: &Machine<'_>, results: &mut impl FnMut(&str)) -> Ended {
     let Some(output) = child.stdout.take() else { return Ended::Silent };
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -264,14 +269,16 @@ fn follow(child: &mut Child, limit: Duration, results: &mut impl FnMut(&str)) ->
             line.clear();
         }
     });
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + machine.limit;
     loop {
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left.min(machine.silence)) {
             Ok(line) => match line.strip_prefix(ENDED).map(|code| code.trim().parse()) {
                 Some(Ok(code)) => return Ended::With(code),
                 _ => results(&line),
             },
-            Err(RecvTimeoutError::Timeout) => return Ended::TooLate,
+            Err(RecvTimeoutError::Timeout) if left < machine.silence => return Ended::TooLate(machine.limit),
+            Err(RecvTimeoutError::Timeout) => return Ended::TooLate(machine.silence),
             Err(RecvTimeoutError::Disconnected) => return Ended::Silent,
         }
     }

@@ -88,6 +88,13 @@ impl Tally {
         self.said.extend(reason.lines().map(str::to_owned));
     }
 
+    /// Adds what another one has counted.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.said.extend(other.said);
+    }
+
     /// What failed tests said, in their order.
     pub(crate) fn said(&self) -> &[String] {
         &self.said

@@ -1,0 +1,145 @@
+//! Which tests run in which guests, by tier. What depends on the kernel runs on each; what does not, on one.
+
+use super::Extra;
+use crate::test::Tier;
+
+/// Parts of the names of tests in tests/guest/tests.
+const KMEMLEAK: &str = "kmemleak's word";
+const TRIAGE: &str = "triage of a driver";
+const ACCOUNTS: &str = "the kernel's own accounts";
+const PROOF: &str = "what nothing points to";
+const BY_FENTRY: &str = "every path, by fentry";
+const BY_KPROBES: &str = "every path, by kprobes";
+const BY_NEITHER: &str = "every path, without either";
+const PEER: &str = "freed without a tracepoint";
+const STORM: &str = "interrupts in the middle";
+const LEAK: &str = "a leak ends the trace";
+const DISTURBED: &str = "with the rights of the service";
+const MODULE: &str = "the four largest leaks of a module";
+const COME_AND_GO: &str = "come and go";
+const OUT_OF_MEMORY: &str = "memory that runs out";
+const PACKAGE: &str = "the package in a whole system";
+const MANY_SITES: &str = "a hundred thousand call sites";
+const LOCKED_DOWN: &str = "locked down";
+
+/// One guest.
+#[derive(Clone, Copy)]
+pub(super) struct Planned {
+    /// Its kernel.
+    pub(super) kernel: &'static str,
+    /// What tells it from others with this kernel.
+    pub(super) what: &'static str,
+    /// What that is told at its start.
+    pub(super) boot: &'static str,
+    /// What it has besides; in a whole system, our package as well.
+    pub(super) with: &'static [Extra],
+    /// The tests.
+    pub(super) tests: &'static [&'static str],
+}
+
+const fn plain(kernel: &'static str, with: &'static [Extra], tests: &'static [&'static str]) -> Planned {
+    Planned { kernel, what: "", boot: "", with, tests }
+}
+
+/// Slabs note who allocated, and the kernel has four levels of page tables. In the end it is locked down, for good.
+const NOTED: Planned = Planned {
+    kernel: "6.12",
+    what: "noted",
+    boot: "slub_debug=U no5lvl",
+    with: &[],
+    tests: &[ACCOUNTS, PROOF, LOCKED_DOWN],
+};
+
+const SYSTEM: Planned = Planned {
+    kernel: "6.12",
+    what: "system",
+    boot: "",
+    with: &[Extra::System, Extra::ManySites],
+    tests: &[PACKAGE, MANY_SITES],
+};
+
+const QUICK: &[Planned] =
+    &[plain("6.12", &[], &[TRIAGE, PROOF, BY_FENTRY, STORM, LEAK, MODULE, COME_AND_GO])];
+
+/// The slowest first: two run at a time. The tables of paths by kprobes and by neither are those of an old kernel, a new one
+/// and another architecture.
+const DEFAULT: &[Planned] = &[
+    plain("6.12-arm64", &[], &[PROOF, BY_FENTRY, BY_KPROBES, BY_NEITHER, STORM, LEAK, MODULE, COME_AND_GO]),
+    plain(
+        "7.2-kmemleak",
+        &[],
+        &[KMEMLEAK, ACCOUNTS, PROOF, BY_FENTRY, BY_KPROBES, BY_NEITHER, STORM, LEAK, MODULE, COME_AND_GO],
+    ),
+    plain(
+        "6.1",
+        &[],
+        &[ACCOUNTS, PROOF, BY_FENTRY, BY_KPROBES, BY_NEITHER, STORM, LEAK, MODULE, COME_AND_GO],
+    ),
+    plain(
+        "6.12",
+        &[Extra::Peer],
+        &[KMEMLEAK, TRIAGE, PROOF, BY_FENTRY, PEER, STORM, DISTURBED, MODULE, COME_AND_GO, OUT_OF_MEMORY],
+    ),
+    plain("6.12-kmemleak", &[], &[KMEMLEAK, ACCOUNTS, PROOF, BY_FENTRY, STORM, LEAK, MODULE]),
+    SYSTEM,
+    NOTED,
+];
+
+/// All that a guest can do.
+const EVERYTHING: &[&str] = &[
+    KMEMLEAK,
+    TRIAGE,
+    ACCOUNTS,
+    PROOF,
+    BY_FENTRY,
+    BY_KPROBES,
+    BY_NEITHER,
+    PEER,
+    STORM,
+    LEAK,
+    DISTURBED,
+    MODULE,
+    COME_AND_GO,
+    OUT_OF_MEMORY,
+];
+/// All of them but the peer, which is built for another architecture.
+const EVERYTHING_OF_OURS: &[&str] = &[
+    KMEMLEAK,
+    TRIAGE,
+    ACCOUNTS,
+    PROOF,
+    BY_FENTRY,
+    BY_KPROBES,
+    BY_NEITHER,
+    STORM,
+    LEAK,
+    DISTURBED,
+    MODULE,
+    COME_AND_GO,
+    OUT_OF_MEMORY,
+];
+
+const ALL: &[Planned] = &[
+    plain("6.12-arm64", &[], EVERYTHING_OF_OURS),
+    plain("7.2-kmemleak", &[Extra::Peer], EVERYTHING),
+    plain("6.1", &[Extra::Peer], EVERYTHING),
+    plain("6.12", &[Extra::Peer], EVERYTHING),
+    plain("6.12-kmemleak", &[Extra::Peer], EVERYTHING),
+    SYSTEM,
+    NOTED,
+];
+
+/// The guests of a tier, the slowest first.
+pub(super) fn guests(tier: Tier) -> &'static [Planned] {
+    match tier {
+        Tier::Quick => QUICK,
+        Tier::Default => DEFAULT,
+        Tier::All => ALL,
+    }
+}
+
+/// A test that is in no guest of the default tier, of the names of all.
+pub(super) fn forgotten<'a>(names: &'a str) -> Option<&'a str> {
+    let planned = |name: &str| DEFAULT.iter().flat_map(|guest| guest.tests).any(|test| name.contains(test));
+    names.lines().find(|name| !planned(name))
+}
