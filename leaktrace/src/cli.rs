@@ -56,6 +56,40 @@ pub enum Command {
     ///
     /// Traces nothing, and needs no root, though root sees more; says what could not be read.
     Triage(TriageArgs),
+    /// Print what makes a shell complete commands, options and their values.
+    ///
+    /// The package has that installed already.
+    Completions(CompletionsArgs),
+    /// Write the manual pages, for a package.
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+/// Options of `leaktrace completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Which shell, and what to write where for it.
+    #[arg(value_name = "SHELL", value_enum)]
+    pub shell: Shell,
+}
+
+/// A shell that completes; `--help` shows what each needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// `source <(leaktrace completions bash)` in ~/.bashrc
+    Bash,
+    /// `source <(leaktrace completions zsh)` in ~/.zshrc, after compinit
+    Zsh,
+    /// `leaktrace completions fish | source` in ~/.config/fish/config.fish
+    Fish,
+}
+
+/// Options of `leaktrace man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Where to; made where it is missing.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
 }
 
 /// Options of `leaktrace triage`.

@@ -4,10 +4,12 @@ mod assemble;
 mod attribute;
 mod check;
 mod compare;
+mod completions;
 mod diff;
 mod filter;
 mod judging;
 mod kmemleak;
+mod manual;
 mod objects;
 mod output;
 mod probe;
@@ -46,6 +48,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Serve(args)) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Top(args)) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Triage(args)) => triage::run(&args),
+        Some(Command::Completions(args)) => completions::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Man(args)) => manual::run(&args).map(|()| ExitCode::SUCCESS),
         None => trace::run(&cli.trace),
     }
 }

@@ -1,20 +1,15 @@
-//! Writes the manual pages and the shells' completions into a directory, from the command line's own grammar:
-//! `cargo run --package leaktrace --example manual -- DIRECTORY`.
+//! `leaktrace man`: the manual pages, from the command line's own grammar. Packages take them from here.
 
-use std::{
-    fs::{self, File},
-    io::Write as _,
-    path::Path,
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use clap::{Command, CommandFactory as _};
-use clap_complete::Shell;
 use clap_mangen::{
     Man,
     roff::{Roff, bold, roman},
 };
-use leaktrace::cli::Cli;
+
+use crate::cli::{Cli, ManArgs};
 
 /// What each exit status means.
 const STATUS: [(&str, &str); 4] = [
@@ -37,65 +32,76 @@ const EXAMPLES: [(&str, &str); 5] = [
     ("sudo leaktrace --duration 60 --format html --output leak.html", "A page for somebody else."),
 ];
 
-fn main() -> Result<()> {
-    let directory = std::env::args_os().nth(1).context("which directory?")?;
-    let directory = Path::new(&directory);
+/// Writes the pages into a directory.
+///
+/// # Errors
+/// When the directory cannot be made, or a page not be written.
+pub(super) fn run(args: &ManArgs) -> Result<()> {
+    let directory = &args.directory;
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let mut command = Cli::command();
-    command.build();
-    page(directory, &command, &command)?;
-    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
-        page(directory, &command, sub)?;
-    }
-    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-        clap_complete::generate_to(shell, &mut Cli::command(), "leaktrace", directory)?;
+    let mut whole = Cli::command();
+    whole.build();
+    write(directory, &whole, &whole)?;
+    for command in commands(&whole) {
+        write(directory, &whole, command)?;
     }
     Ok(())
 }
 
+/// The commands that have a page, beside tracing.
+fn commands(whole: &Command) -> impl Iterator<Item = &Command> {
+    whole.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
+}
+
 /// Writes the page of a command.
-fn page(directory: &Path, whole: &Command, command: &Command) -> Result<()> {
-    let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
+fn write(directory: &Path, whole: &Command, command: &Command) -> Result<()> {
+    let path = directory.join(format!("{}.1", name(command)));
+    let unwritable = || format!("cannot write {}", path.display());
+    fs::write(&path, page(whole, command).with_context(unwritable)?).with_context(unwritable)
+}
+
+/// What the page of a command is called.
+fn name(command: &Command) -> &str {
+    command.get_display_name().unwrap_or(command.get_name())
+}
+
+/// The page of a command.
+fn page(whole: &Command, command: &Command) -> std::io::Result<Vec<u8>> {
     let man = Man::new(command.clone())
         .source(format!("leaktrace {}", env!("CARGO_PKG_VERSION")))
         .manual("leaktrace");
+    let traces = std::ptr::eq(command, whole);
     let mut out = Vec::new();
     man.render_title(&mut out)?;
     man.render_name_section(&mut out)?;
     man.render_synopsis_section(&mut out)?;
     man.render_description_section(&mut out)?;
     man.render_options_section(&mut out)?;
-    if std::ptr::eq(command, whole) {
-        man.render_subcommands_section(&mut out)?;
-    }
     let mut rest = Roff::new();
-    if std::ptr::eq(command, whole) {
-        rest.control("SH", ["EXAMPLES"]);
-        for (line, what) in EXAMPLES {
-            rest.control("TP", []).text([bold(line)]).text([roman(what)]);
-        }
+    if traces {
+        man.render_subcommands_section(&mut out)?;
+        section(&mut rest, "EXAMPLES", &EXAMPLES);
     }
-    rest.control("SH", ["EXIT STATUS"]);
-    for (status, what) in STATUS {
-        rest.control("TP", []).text([bold(status)]).text([roman(what)]);
-    }
+    section(&mut rest, "EXIT STATUS", &STATUS);
     rest.control("SH", ["SIGNALS"]).text([roman(SIGNALS)]);
     rest.control("SH", ["SEE ALSO"]);
-    let others = whole.get_subcommands().filter(|sub| sub.get_name() != "help");
-    let pages = std::iter::once("leaktrace".to_owned())
-        .chain(others.map(|sub| sub.get_display_name().unwrap_or(sub.get_name()).to_owned()))
-        .filter(|page| *page != name);
     let mut line = Vec::new();
-    for page in pages {
+    for other in std::iter::once(whole).chain(commands(whole)).filter(|other| !std::ptr::eq(*other, command))
+    {
         if !line.is_empty() {
             line.push(roman(", "));
         }
-        line.extend([bold(page), roman("(1)")]);
+        line.extend([bold(name(other)), roman("(1)")]);
     }
     rest.text(line);
     rest.to_writer(&mut out)?;
-    let path = directory.join(format!("{name}.1"));
-    File::create(&path)
-        .and_then(|mut file| file.write_all(&out))
-        .with_context(|| format!("cannot write {}", path.display()))
+    Ok(out)
+}
+
+/// A section of terms and what they mean.
+fn section(page: &mut Roff, title: &str, terms: &[(&str, &str)]) {
+    page.control("SH", [title]);
+    for (term, meaning) in terms {
+        page.control("TP", []).text([bold(*term)]).text([roman(*meaning)]);
+    }
 }
