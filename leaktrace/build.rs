@@ -59,10 +59,12 @@ fn toolchain_file() -> Option<PathBuf> {
 }
 
 fn build(workspace: &Path, out: &Path, toolchain: &HashMap<String, String>) -> PathBuf {
-    let target = out.join("bpf");
+    // `cargo xtask` builds the tool by more than one profile, and the programs, which have only one, once for all of them.
+    let target = env::var_os("LEAKTRACE_BPF_TARGET_DIR").map_or_else(|| out.join("bpf"), PathBuf::from);
     let big_endian = env::var("CARGO_CFG_TARGET_ENDIAN").is_ok_and(|endian| endian == "big");
     let triple = if big_endian { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+    let target = target.join(&arch);
     let mut command = if let Some(cargo) = toolchain.get("cargo") {
         Command::new(cargo)
     } else {

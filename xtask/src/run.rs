@@ -26,7 +26,7 @@ pub(crate) fn target() -> PathBuf {
 /// cargo, as it was called, in the workspace.
 pub(crate) fn cargo(offline: bool) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace());
+    command.current_dir(workspace()).env("LEAKTRACE_BPF_TARGET_DIR", target().join("bpf"));
     if offline {
         command.arg("--offline");
     }
