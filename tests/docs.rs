@@ -4,7 +4,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread::sleep,
+    sync::Mutex,
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
@@ -16,8 +17,7 @@ mod certificates;
 
 use certificates::certificates;
 
-/// How long whatever has no end is run.
-const SERVED: Duration = Duration::from_secs(4);
+/// How long a command may take, beside all others.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 fn workspace() -> &'static Path {
@@ -27,7 +27,8 @@ fn workspace() -> &'static Path {
 /// The pages, by path and text.
 fn pages() -> Vec<(PathBuf, String)> {
     let guide = fs::read_dir(workspace().join("docs")).unwrap().flatten().map(|entry| entry.path());
-    let mut paths: Vec<PathBuf> = guide.chain([workspace().join("README.md")]).collect();
+    let own = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| workspace().join(name));
+    let mut paths: Vec<PathBuf> = guide.chain(own).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     paths.sort();
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
@@ -52,43 +53,61 @@ fn is_command(word: &str) -> bool {
     Cli::command().find_subcommand(word).is_some()
 }
 
+/// Commands of all pages run, those of a page one after the other: one may read what another has written.
 #[test]
 fn what_is_written_works() {
     require_root();
     let _turn = turn();
-    let (mut run, directory) = (0, tempfile::tempdir().unwrap());
-    let sample = directory.path().join("sample.json");
-    let recording = directory.path().join("sample.rec");
+    let directory = tempfile::tempdir().unwrap();
+    let samples = Samples {
+        report: directory.path().join("sample.json"),
+        recording: directory.path().join("sample.rec"),
+    };
     let make = |args: &[&str], place: &Path| {
         let status = Command::new(leaktrace()).args(args).arg(place).arg("--quiet").status().unwrap();
         assert!(status.success(), "{args:?}");
     };
-    make(&["--duration", "2", "--format", "json", "--output"], &sample);
-    make(&["record", "--duration", "2", "--output"], &recording);
-    for (path, text) in pages() {
+    make(&["--duration", "2", "--format", "json", "--output"], &samples.report);
+    make(&["record", "--duration", "2", "--output"], &samples.recording);
+    let (pages, samples) = (&pages(), &samples);
+    let run: usize = thread::scope(|scope| {
+        let pages: Vec<_> =
+            pages.iter().map(|(path, text)| scope.spawn(move || samples.run_page(path, text))).collect();
+        pages.into_iter().map(|page| page.join().expect("what a page says works")).sum()
+    });
+    assert!(run > 30, "only {run} commands were found");
+}
+
+/// What commands read that is not made on their page.
+struct Samples {
+    report: PathBuf,
+    recording: PathBuf,
+}
+
+impl Samples {
+    /// Runs the commands of a page in a directory of its own; returns how many.
+    fn run_page(&self, path: &Path, text: &str) -> usize {
         let place = tempfile::tempdir().unwrap();
         fs::write(place.path().join("token"), "0123456789abcdef0123456789abcdef\n").unwrap();
         certificates(place.path());
-        for words in commands(&text) {
-            let Some(words) = shortened(&words) else { continue };
-            // What is read and was not made on the page before.
+        let commands: Vec<_> = commands(text).iter().filter_map(|words| shortened(words)).collect();
+        for words in &commands {
             for (at, word) in words.iter().enumerate() {
                 let made = at > 0 && words[at - 1] == "--output";
                 let file = place.path().join(word);
                 let source = match Path::new(word).extension().and_then(|extension| extension.to_str()) {
-                    Some("json") => &sample,
-                    Some("rec") => &recording,
+                    Some("json") => &self.report,
+                    Some("rec") => &self.recording,
                     _ => continue,
                 };
                 if !made && !file.exists() {
                     fs::copy(source, file).unwrap();
                 }
             }
-            check(&path, place.path(), &words);
-            run += 1;
+            check(path, place.path(), words);
         }
+        commands.len()
     }
-    assert!(run > 30, "only {run} commands were found");
 }
 
 /// The words of a command, for a shorter time; `None` for what needs a terminal.
@@ -110,43 +129,45 @@ fn shortened(words: &[&str]) -> Option<Vec<String>> {
     Some(words)
 }
 
+/// Agents take turns: some listen where others do.
+static SERVING: Mutex<()> = Mutex::new(());
+
+/// Runs a command, and ends what has no end once it serves.
 fn check(page: &Path, place: &Path, words: &[String]) {
     let what = format!("{}: leaktrace {}", page.display(), words.join(" "));
-    let output = tempfile::tempfile().unwrap();
+    let serves = words.first().is_some_and(|word| word == "serve");
+    let _turn = serves.then(|| SERVING.lock().expect("no other agent has failed"));
+    let output = tempfile::NamedTempFile::new().unwrap();
+    let said = || fs::read_to_string(output.path()).unwrap();
+    let out = output.reopen().unwrap();
     let mut child = Command::new(leaktrace())
         .args(words)
         .current_dir(place)
         .stdin(Stdio::null())
-        .stdout(output.try_clone().unwrap())
-        .stderr(output.try_clone().unwrap())
+        .stdout(out.try_clone().unwrap())
+        .stderr(out)
         .spawn()
         .unwrap();
-    if words.first().is_some_and(|word| word == "serve") {
-        sleep(SERVED);
-        // SAFETY: kill takes integers only; the process is our child and not waited for.
-        unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-    }
     let begun = Instant::now();
+    let mut told = false;
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
+        if serves && !told && said().contains("Serving ") {
+            // SAFETY: kill takes integers only; the process is our child and not waited for.
+            unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+            told = true;
+        }
         if begun.elapsed() > PATIENCE {
             child.kill().unwrap();
-            panic!("{what}: it does not end");
+            panic!("{what}: it does not end: {}", said());
         }
         sleep(Duration::from_millis(50));
     };
     let may_find = words.iter().any(|word| word == "--fail-on" || word == "--until-leak");
     let right = status.success() || may_find && status.code() == Some(3);
-    assert!(right, "{what}: {status}: {}", said(output));
-}
-
-fn said(mut file: fs::File) -> String {
-    use std::io::{Read as _, Seek as _};
-    let mut text = String::new();
-    file.rewind().and_then(|()| file.read_to_string(&mut text)).unwrap();
-    text
+    assert!(right, "{what}: {status}: {}", said());
 }
 
 /// Links within the repository lead somewhere.
@@ -178,7 +199,7 @@ fn options_are_there() {
                 .map(|long| format!("--{long}")),
         );
     }
-    known.extend(["--help", "--version", "--no-guests", "--arch"].map(ToOwned::to_owned));
+    known.extend(["--help", "--version", "--no-guests", "--arch", "--quick", "--all"].map(ToOwned::to_owned));
     let mut seen = 0;
     for (path, text) in pages() {
         for quoted in text.split('`').skip(1).step_by(2).filter(|quoted| quoted.starts_with("--")) {
