@@ -14,7 +14,7 @@ use std::{
 
 use leaktrace_common::{BUCKET_SLOTS, Bucket, Payload};
 use leaktrace_ebpf::live;
-use leaktrace_tests::{Holder, Trace, cpu, findings_of, number, require_root, tables, turn, within};
+use leaktrace_tests::{Holder, Trace, cpu, number, pipe_findings, require_root, tables, turn, within};
 
 /// A number in a process's /proc/PID/status.
 fn status(pid: u32, field: &str) -> u64 {
@@ -190,7 +190,7 @@ fn scan(pipes: u64) -> (f64, f64) {
     eprintln!("{live} live objects: {took:.3} s of CPU; counting them {tally:?}; {overhead}");
     assert!(live >= (all * OBJECTS) as f64 * 0.95, "{live}");
     assert_eq!(report["coverage"]["sampling"], 1);
-    for site in findings_of(&report, "alloc_pipe_info", 2) {
+    for site in pipe_findings(&report) {
         within(number(&site["live"]["objects"]), all as f64, 0.01);
     }
     drop(held);

@@ -4,10 +4,12 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     process::{Command, Stdio},
-    time::Duration,
+    time::Instant,
 };
 
-use leaktrace_tests::{Holder, Trace, findings, leaktrace, number, require_root, run, turn, within};
+use leaktrace_tests::{
+    Holder, Trace, finding, findings, leaktrace, number, pipe_findings, require_root, run, turn, within,
+};
 use serde_json::Value;
 
 /// Pipes that are held open.
@@ -18,7 +20,6 @@ fn report_with_pipes(args: &[&str]) -> Value {
     require_root();
     let trace = Trace::start(args);
     let _held = Holder::spawn(PIPES);
-    std::thread::sleep(Duration::from_millis(1_500));
     trace.stop()
 }
 
@@ -36,7 +37,7 @@ fn only_caches_with_such_a_name_are_recorded() {
     for name in names {
         assert!(name.starts_with("kmalloc-cg-1") || name == "filp", "{name}");
     }
-    for site in findings(&report, "alloc_pipe_info") {
+    for site in pipe_findings(&report) {
         within(number(&site["live"]["objects"]), PIPES as f64, 0.01);
     }
     let nothing = report_with_pipes(&["--cache", "no-such-cache-*"]);
@@ -47,9 +48,9 @@ fn only_caches_with_such_a_name_are_recorded() {
 fn only_caches_of_such_a_size_are_recorded() {
     let _turn = turn();
     let report = report_with_pipes(&["--min-size", "1000", "--max-size", "1k", "--top", "1000"]);
-    let sites = findings(&report, "alloc_pipe_info");
-    assert_eq!(sites.len(), 1);
-    assert_eq!(sites[0]["cache"], "kmalloc-cg-1k");
+    let site = finding(&report, "alloc_pipe_info", "kmalloc-cg-1k");
+    within(number(&site["live"]["objects"]), PIPES as f64, 0.01);
+    assert_eq!(findings(&report, "alloc_pipe_info").len(), 1, "the other objects are smaller");
     for finding in report["findings"].as_array().unwrap() {
         let size = number(&finding["live"]["bytes"]) / number(&finding["live"]["objects"]);
         assert!((1_000.0..=1_024.0).contains(&size), "{finding:#}");
@@ -60,16 +61,14 @@ fn only_caches_of_such_a_size_are_recorded() {
 fn callers_of_a_function_that_is_called_a_helper_are_told_apart() {
     let _turn = turn();
     let report = report_with_pipes(&["--helper", "alloc_pipe_info", "--overhead", "20", "--top", "1000"]);
-    let sites = findings(&report, "alloc_pipe_info");
-    assert_eq!(sites.len(), 2, "{sites:#?}");
-    for site in sites {
+    for site in pipe_findings(&report) {
         assert_eq!(site["split"], true);
         assert_eq!(site["responsible"]["symbol"], "create_pipe_files", "{site:#}");
         // Of its whole count, although not every object has a stack.
         within(number(&site["live"]["objects"]), PIPES as f64, 0.02);
     }
     let whole = report_with_pipes(&["--top", "1000"]);
-    for site in findings(&whole, "alloc_pipe_info") {
+    for site in pipe_findings(&whole) {
         assert_eq!(
             (site["split"] == true, &site["responsible"]["symbol"]),
             (false, &site["call_site"]["symbol"])
@@ -88,21 +87,21 @@ fn stacks(site: &Value) -> (f64, usize) {
 fn stacks_are_captured_as_far_as_they_are_wanted() {
     let _turn = turn();
     let all = report_with_pipes(&["--overhead", "100"]);
-    for site in findings(&all, "alloc_pipe_info") {
+    for site in pipe_findings(&all) {
         let (objects, frames) = stacks(site);
         assert!(objects >= PIPES as f64 * 0.99, "{objects} objects have a stack");
         assert!((6..=32).contains(&frames), "{frames} frames");
     }
     let short = report_with_pipes(&["--overhead", "100", "--stack-depth", "3"]);
-    for site in findings(&short, "alloc_pipe_info") {
+    for site in pipe_findings(&short) {
         assert_eq!(stacks(site).1, 3, "{site:#}");
         assert!(site["stacks"][0]["frames"][0]["symbol"] == "alloc_pipe_info");
     }
     for none in [["--overhead", "0"], ["--stack-depth", "0"]] {
         let report = report_with_pipes(&none);
-        let sites = findings(&report, "alloc_pipe_info");
-        assert_eq!(sites.len(), 2);
-        assert!(sites.iter().all(|site| site["stacks"].as_array().unwrap().is_empty()), "{sites:#?}");
+        for site in pipe_findings(&report) {
+            assert!(site["stacks"].as_array().unwrap().is_empty(), "{site:#}");
+        }
     }
 }
 
@@ -119,9 +118,7 @@ fn min_age_decides_what_survives() {
     let young = report_with_pipes(&["--min-age", "1h"]);
     let old = report_with_pipes(&["--min-age", "0"]);
     for (report, expected) in [(&young, 0.0), (&old, PIPES as f64)] {
-        let sites = findings(report, "alloc_pipe_info");
-        assert_eq!(sites.len(), 2);
-        for site in sites {
+        for site in pipe_findings(report) {
             within(number(&site["survivors"]["objects"]), expected, 0.01);
         }
     }
@@ -132,9 +129,14 @@ fn min_age_decides_what_survives() {
 fn the_duration_is_kept_and_looked_at_in_between() {
     let _turn = turn();
     require_root();
+    let begun = Instant::now();
     let report = Trace::start(&["--duration", "1500ms", "--interval", "100ms"]).report();
-    within(number(&report["window"]["duration_s"]), 1.5, 0.2);
-    within(number(&report["window"]["ticks"]), 15.0, 0.2);
+    let (duration, all) = (number(&report["window"]["duration_s"]), begun.elapsed().as_secs_f64());
+    // On a busy machine it may be late, but never early.
+    assert!((1.5..all).contains(&duration), "{duration} s of {all} s");
+    let ticks = number(&report["window"]["ticks"]);
+    // The same for each tick: 200 ms on average are very late.
+    assert!((5.0..=duration * 10.0 + 1.0).contains(&ticks), "{ticks} ticks in {duration} s");
 }
 
 /// A text report of pipes that a task with a harmful name holds.
@@ -142,7 +144,6 @@ fn text_report(command: &mut Command) -> String {
     require_root();
     let trace = Trace::spawn(command);
     let held = Holder::named(c"\x1b]0;bad\x07\n", PIPES);
-    std::thread::sleep(Duration::from_millis(1_500));
     trace.signal(libc::SIGTERM);
     let ended = trace.wait();
     assert!(ended.status.success());
@@ -184,7 +185,7 @@ fn colour_is_for_terminals_that_want_it() {
     require_root();
     let on_terminal = |no_colour: Option<&str>| {
         let mut command = Command::new("script");
-        let line = format!("{} --duration 1 --quiet", leaktrace().display());
+        let line = format!("{} --duration 100ms --quiet", leaktrace().display());
         command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_remove("NO_COLOR");
         if let Some(value) = no_colour {
             command.env("NO_COLOR", value);
@@ -196,7 +197,7 @@ fn colour_is_for_terminals_that_want_it() {
     assert!(on_terminal(None).contains("\x1b[1;3"));
     assert!(on_terminal(Some("")).contains("\x1b[1;3"));
     assert!(!on_terminal(Some("1")).contains('\x1b'));
-    let piped = run(["--duration", "1", "--quiet"]);
+    let piped = run(["--duration", "100ms", "--quiet"]);
     assert!(!String::from_utf8(piped.stdout).unwrap().contains('\x1b'));
     assert!(piped.stderr.is_empty(), "{}", String::from_utf8_lossy(&piped.stderr));
 }
@@ -224,7 +225,7 @@ fn verbose_runs_pass_on_what_the_programs_say() {
 fn progress_is_shown_on_a_terminal() {
     let _turn = turn();
     require_root();
-    let line = format!("{} --duration 2 --interval 500ms --output /dev/null", leaktrace().display());
+    let line = format!("{} --duration 500ms --interval 100ms --output /dev/null", leaktrace().display());
     let output = Command::new("script")
         .args(["--quiet", "--return", "--command", &line, "/dev/null"])
         .stdin(Stdio::null())
@@ -245,7 +246,7 @@ fn output_replaces_a_file_and_writes_to_a_device() {
     let (file, link) = (directory.path().join("report.json"), directory.path().join("link"));
     fs::write(&file, "old").unwrap();
     symlink(&file, &link).unwrap();
-    let args = ["--duration", "500ms", "--quiet", "--format", "json", "--output"];
+    let args = ["--duration", "100ms", "--quiet", "--format", "json", "--output"];
     let output = run(args.iter().copied().chain([link.to_str().unwrap()]));
     assert!(output.status.success() && output.stdout.is_empty());
     let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();

@@ -78,6 +78,28 @@ pub fn until_it_waits(pid: u32) -> anyhow::Result<()> {
     }
 }
 
+/// Waits until something is so, or `what` fails to come.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until a recorder has looked at its tables so often: with each tick it reads of the kernel, and between them nothing.
+pub fn until_it_ticks(pid: u32, times: u32) {
+    let reads = || -> Option<u64> {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+        io.lines().find_map(|line| line.strip_prefix("syscr: ")?.parse().ok())
+    };
+    for _ in 0..times {
+        until_it_waits(pid).expect("it runs");
+        let before = reads().expect("the kernel counts reads");
+        until("the next tick", || reads().expect("the kernel counts reads") > before);
+    }
+}
+
 /// How a trace ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -131,10 +153,17 @@ impl Trace {
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
 
+    /// Closes the pipe that the report would be read from.
+    pub fn stop_reading(&mut self) {
+        drop(self.child.stdout.take());
+    }
+
     /// Waits for the end.
     pub fn wait(mut self) -> Ended {
         let mut out = String::new();
-        self.child.stdout.take().expect("it is piped").read_to_string(&mut out).expect("readable");
+        if let Some(mut stdout) = self.child.stdout.take() {
+            stdout.read_to_string(&mut out).expect("readable");
+        }
         let mut said = String::new();
         self.stderr.read_to_string(&mut said).expect("readable");
         let status = self.child.wait().expect("it can be waited for");
@@ -243,11 +272,18 @@ pub fn findings<'a>(report: &'a Value, symbol: &str) -> Vec<&'a Value> {
         .collect()
 }
 
-/// The findings whose call site lies in a function, which have to be so many: a loop over them is not over nothing.
-pub fn findings_of<'a>(report: &'a Value, symbol: &str, count: usize) -> Vec<&'a Value> {
-    let found = findings(report, symbol);
-    assert_eq!(found.len(), count, "findings of {symbol}: {found:#?}");
-    found
+/// The only finding whose call site lies in a function and that is of a cache.
+pub fn finding<'a>(report: &'a Value, symbol: &str, cache: &str) -> &'a Value {
+    let found: Vec<_> =
+        findings(report, symbol).into_iter().filter(|finding| finding["cache"] == cache).collect();
+    assert_eq!(found.len(), 1, "findings of {symbol} and {cache}: {found:#?}");
+    found[0]
+}
+
+/// The findings of pipes: a pipe takes two objects. Other processes' may be more, because an array of buffers is small
+/// where a user without privileges has many pipes (`pipe(7)`).
+pub fn pipe_findings(report: &Value) -> [&Value; 2] {
+    ["kmalloc-cg-192", "kmalloc-cg-1k"].map(|cache| finding(report, "alloc_pipe_info", cache))
 }
 
 /// A number in a report.
