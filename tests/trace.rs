@@ -1,26 +1,29 @@
 //! What leaktrace says of kernel objects whose number is known.
 
-use std::{process::Command, sync::mpsc, time::Duration};
+use std::{
+    process::Command,
+    sync::mpsc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
-use aya::maps::{Array, HashMap, Map, MapData, loaded_maps};
-use leaktrace_common::{BUCKET_SLOTS, Bucket, Payload};
+use aya::maps::{Array, HashMap, Map};
+use leaktrace_common::{BUCKET_SLOTS, Bucket, Control, Payload};
 use leaktrace_ebpf::live;
 use leaktrace_tests::{
-    Holder, Trace, allow_pipes, blind_caches, cache, findings, number, pipes, require_root, turn, within,
+    Holder, Trace, allow_pipes, blind_caches, cache, findings, number, pipe_findings, pipes, require_root,
+    tables, turn, until, within,
 };
 use serde_json::Value;
 
 /// Pipes that are held open.
 const PIPES: u64 = 5_000;
 
-/// Objects of `alloc_pipe_info`, which takes two for each pipe from two caches.
+/// Both objects of each pipe are live, and as large as they are.
 fn check_pipe_sites(report: &Value, live: u64, tolerance: f64) {
-    let sites = findings(report, "alloc_pipe_info");
-    assert_eq!(sites.len(), 2, "{sites:#?}");
-    for site in sites {
+    for (site, size) in pipe_findings(report).into_iter().zip([192.0, 1_024.0]) {
         within(number(&site["live"]["objects"]), live as f64, tolerance);
-        let (bytes, objects) = (number(&site["live"]["bytes"]), number(&site["live"]["objects"]));
-        assert!([192.0, 1_024.0].contains(&(bytes / objects)), "{bytes} bytes for {objects} objects");
+        within(number(&site["live"]["bytes"]), number(&site["live"]["objects"]) * size, 1e-9);
     }
 }
 
@@ -29,12 +32,17 @@ fn open_pipes_are_live_with_cache_stack_and_task() {
     require_root();
     let _turn = turn();
     allow_pipes(PIPES);
+    let begun = Instant::now();
     let trace = Trace::start(&["--overhead", "5"]);
+    let made = Instant::now();
     let held = pipes(PIPES);
-    std::thread::sleep(Duration::from_millis(2_500));
+    sleep(Duration::from_millis(500));
+    let aged = made.elapsed();
     let report = trace.stop();
+    // The first one was made a moment after the clock was read.
+    let ages = aged.as_secs_f64() * 0.9..begun.elapsed().as_secs_f64();
     check_pipe_sites(&report, PIPES, 0.01);
-    for site in findings(&report, "alloc_pipe_info") {
+    for site in pipe_findings(&report) {
         assert!(number(&site["rank"]) <= 10.0);
         let name = site["cache"].as_str().unwrap();
         assert!(name.starts_with("kmalloc-cg-"), "{name}");
@@ -57,7 +65,7 @@ fn open_pipes_are_live_with_cache_stack_and_task() {
         assert_eq!(task["pid"], std::process::id());
         assert!(number(&task["objects"]) >= PIPES as f64 * 0.99, "{task}");
         let oldest = number(&site["survivors"]["oldest_s"]);
-        assert!((2.0..20.0).contains(&oldest), "{oldest}");
+        assert!(ages.contains(&oldest), "{oldest} s, {ages:?}");
     }
     drop(held);
 }
@@ -69,8 +77,8 @@ fn closed_pipes_are_not_live() {
     allow_pipes(PIPES);
     let trace = Trace::start(&["--top", "10000"]);
     drop(pipes(PIPES));
-    std::thread::sleep(Duration::from_millis(500));
     let report = trace.stop();
+    // None, unless another process has made one.
     for site in findings(&report, "alloc_pipe_info") {
         assert!(number(&site["live"]["objects"]) < PIPES as f64 * 0.01, "{site:#}");
     }
@@ -125,8 +133,7 @@ fn a_million_balanced_allocations_add_up() {
     allow_pipes(4_000);
     let trace = Trace::start(&["--top", "10000", "--duration", "5m"]);
     churn_over_cpus(500, 300);
-    std::thread::sleep(Duration::from_millis(500));
-    let addresses = tracked_addresses();
+    let addresses = tracked_addresses(trace.pid());
     let report = trace.stop();
     let sum = |field: &str| {
         report["caches"].as_array().unwrap().iter().map(|c| number(&c["traced"][field])).sum::<f64>()
@@ -140,13 +147,21 @@ fn a_million_balanced_allocations_add_up() {
     assert!(allocated >= 1e6, "only {allocated} allocations");
     assert_eq!(report["coverage"]["sampling"], 1);
     assert!((allocated - freed - live).abs() <= allocated * 0.001, "{allocated} - {freed} is not {live}");
-    for counter in ["recursion_misses", "live_overflow", "stack_overflow", "implicit_frees", "site_overflow"]
-    {
-        number(&lost[counter]);
+    // A few thousand objects and sites have their places on any machine.
+    for counter in ["live_overflow", "site_overflow"] {
+        assert_eq!(lost[counter], 0, "{lost}");
     }
-    assert!(number(&lost["recursion_misses"]) <= allocated * 0.001, "{lost}");
+    // Stacks are captured of one in many, and a busy machine has very many different ones.
+    assert!(number(&lost["stack_overflow"]) <= allocated * 0.001, "{lost}");
+    // A program is interrupted by itself now and then.
+    let missed = number(&lost["recursion_misses"]);
+    assert!(missed <= allocated * 0.001, "{lost}");
+    // What the kernel frees by ways that nobody sees is a small part, and nothing of a pipe.
+    assert!(number(&lost["implicit_frees"]) <= allocated * 0.01, "{lost}");
     for site in findings(&report, "alloc_pipe_info") {
+        // At most two, and none if nobody has a pipe.
         assert!(number(&site["live"]["objects"]) < 150.0, "{site:#}");
+        assert!(number(&site["implicit_frees"]) <= missed, "{site:#}, {lost}");
     }
     let mut unique = addresses.clone();
     unique.sort_unstable();
@@ -168,14 +183,25 @@ struct RawPayload([u64; size_of::<Payload>() / 8]);
 // SAFETY: integers only.
 unsafe impl aya::Pod for RawPayload {}
 
-/// Encoded addresses of everything in the running trace's tables, read through the kernel.
-fn tracked_addresses() -> Vec<u64> {
-    let open = |wanted: &str| {
-        let map = loaded_maps().map(Result::unwrap).find(|map| map.name_as_str() == Some(wanted)).unwrap();
-        MapData::from_id(map.id()).unwrap()
-    };
-    let table: Array<_, RawBucket> = Map::Array(open("LIVE")).try_into().unwrap();
-    let overflow: HashMap<_, u64, RawPayload> = Map::HashMap(open("OVERFLOW")).try_into().unwrap();
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct RawControl([u64; size_of::<Control>() / 8]);
+// SAFETY: integers only.
+unsafe impl aya::Pod for RawControl {}
+
+/// Waits until a running trace tracks no more than one address in so many.
+fn until_sampled(pid: u32, sampling: u64) {
+    let control: Array<_, RawControl> = Map::Array(tables::open(pid, "CONTROL")).try_into().unwrap();
+    // The first word.
+    assert_eq!(std::mem::offset_of!(Control, sample_shift), 0);
+    until("a smaller sample", || 1 << control.get(&0, 0).unwrap().0[0] >= sampling);
+}
+
+/// Encoded addresses of everything in a running trace's tables, read through the kernel.
+fn tracked_addresses(pid: u32) -> Vec<u64> {
+    let table: Array<_, RawBucket> = Map::Array(tables::open(pid, "LIVE")).try_into().unwrap();
+    let overflow: HashMap<_, u64, RawPayload> =
+        Map::HashMap(tables::open(pid, "OVERFLOW")).try_into().unwrap();
     let mut found: Vec<u64> = overflow.keys().map(Result::unwrap).collect();
     for index in 0..table.len() {
         let raw = table.get(&index, 0).unwrap();
@@ -199,9 +225,10 @@ fn too_many_objects_are_sampled_and_scaled() {
     let mut held = Vec::new();
     for _ in 0..10 {
         held.extend(pipes(PIPES / 10));
-        std::thread::sleep(Duration::from_millis(100));
+        // The tables are full time and again.
+        sleep(Duration::from_millis(50));
     }
-    std::thread::sleep(Duration::from_millis(500));
+    until_sampled(trace.pid(), 8);
     let report = trace.stop();
     let sampling = number(&report["coverage"]["sampling"]);
     let lost = &report["coverage"]["lost"];
@@ -209,7 +236,7 @@ fn too_many_objects_are_sampled_and_scaled() {
     assert!(sampling >= 8.0, "{sampling}");
     assert_eq!(report["overhead"]["max_objects"], 1_000);
     check_pipe_sites(&report, PIPES, 0.05);
-    for site in findings(&report, "alloc_pipe_info") {
+    for site in pipe_findings(&report) {
         let evidence = site["evidence"].to_string();
         assert!(evidence.contains("scaled from 1 in"), "{evidence}");
     }
@@ -222,9 +249,8 @@ fn frees_of_a_sample_are_scaled_too() {
     let _turn = turn();
     let trace = Trace::start(&["--max-objects", "60000", "--top", "1000", "--interval", "200ms"]);
     let mut held: Vec<_> = (0..8).map(|_| Holder::spawn(PIPES)).collect();
-    std::thread::sleep(Duration::from_millis(600));
+    until_sampled(trace.pid(), 4);
     held.drain(..6);
-    std::thread::sleep(Duration::from_millis(600));
     let report = trace.stop();
     let sampling = number(&report["coverage"]["sampling"]);
     eprintln!("1 in {sampling} addresses; lost: {}", report["coverage"]["lost"]);
@@ -244,7 +270,8 @@ fn frees_in_an_interrupt_of_a_free_are_seen() {
     let trace = Trace::start(&["--interval", "100ms"]);
     for _ in 0..15 {
         drop((0..6).map(|_| Holder::spawn(PIPES)).collect::<Vec<_>>());
-        std::thread::sleep(Duration::from_millis(200));
+        // Their inodes are freed in interrupts that come now.
+        sleep(Duration::from_millis(200));
     }
     let report = trace.stop();
     let programs = report["overhead"]["programs"].as_array().unwrap();
@@ -278,7 +305,9 @@ fn unseen_frees_are_a_blind_spot_and_no_finding() {
         "{:#}",
         report["coverage"]["blind_spots"]
     );
-    for finding in report["findings"].as_array().unwrap() {
+    let findings = report["findings"].as_array().unwrap();
+    assert!(!findings.is_empty(), "nothing is live");
+    for finding in findings {
         assert_ne!(finding["cache"], "maple_node", "{finding:#}");
         assert_ne!(finding["verdict"], "leak", "{finding:#}");
     }
@@ -297,7 +326,6 @@ fn where_frees_cannot_be_seen_findings_say_so() {
             (from, to)
         })
         .collect();
-    std::thread::sleep(Duration::from_millis(2_500));
     let report = trace.stop();
     drop(pairs);
     let heads: Vec<_> = report["findings"]
@@ -350,7 +378,6 @@ fn pages_in_pipes_are_live_with_their_writer() {
             (reader, writer)
         })
         .collect();
-    std::thread::sleep(Duration::from_millis(500));
     let report = trace.stop();
     drop(held);
     let pages: f64 = report["findings"]
