@@ -1,7 +1,7 @@
 //! Recordings: a file that grows while a trace goes on, and that any other machine can read.
 //!
 //! A file is [`MAGIC`] and then frames: the length of the packed block and its CRC-32, both little-endian `u32`s, and the
-//! block, packed by zstd. Blocks are Protocol Buffers ([`format`]). Whatever was written is readable, even if the last frame
+//! block, packed by zstd. Blocks are Protocol Buffers ([`mod@format`]). Whatever was written is readable, even if the last frame
 //! was cut off. A file that reaches half of what is allowed becomes `FILE.1`, and another one is begun.
 
 mod format;

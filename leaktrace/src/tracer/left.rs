@@ -8,7 +8,7 @@ use super::{Tracer, names, scan, snapshot::is_slab, watch::Stay};
 /// Objects that live and that are older than the removal of a watched module.
 #[derive(Clone, Debug)]
 pub struct Left {
-    /// Index of the last stay that had ended when they were older than its end; see [`Snapshot::stays`].
+    /// Index of the last stay that had ended when they were older than its end; see [`Tracer::stays`](super::Tracer::stays).
     pub stay: usize,
     /// `kmalloc`, `kmem_cache` and so on.
     pub family: &'static str,

@@ -84,7 +84,9 @@ fn chosen(parts: &[String]) -> Result<Vec<Test>> {
 fn main() -> ExitCode {
     let parts: Vec<String> = std::env::args().skip(1).collect();
     if parts == [LIST] {
-        TESTS.iter().for_each(|test| println!("{}", test.name));
+        for test in TESTS {
+            println!("{}", test.name);
+        }
         return ExitCode::SUCCESS;
     }
     match chosen(&parts) {

@@ -174,8 +174,12 @@ struct Table<'a> {
 fn compare(report: &Report, hooked: Hooked, fresh: bool) -> bool {
     let (live, verdicts) = (report.live(), report.verdicts());
     let mut table = Table { report, live, verdicts, hooked, fresh, good: true };
-    ROWS.iter().for_each(|row| table.path(row));
-    CONTEXTS.iter().for_each(|context| table.exactly(context, &format!("{context}_work"), 300));
+    for row in &ROWS {
+        table.path(row);
+    }
+    for context in CONTEXTS {
+        table.exactly(context, &format!("{context}_work"), 300);
+    }
     table.exactly("hidden", "hidden_leak", HIDDEN);
     table.exactly("rhashtable", "rhashtable_balanced", 0);
     if fresh {

@@ -139,7 +139,7 @@ pub(super) fn guests(tier: Tier) -> &'static [Planned] {
 }
 
 /// A test that is in no guest of the default tier, of the names of all.
-pub(super) fn forgotten<'a>(names: &'a str) -> Option<&'a str> {
+pub(super) fn forgotten(names: &str) -> Option<&str> {
     let planned = |name: &str| DEFAULT.iter().flat_map(|guest| guest.tests).any(|test| name.contains(test));
     names.lines().find(|name| !planned(name))
 }
