@@ -132,8 +132,8 @@ fn idle(time: Duration) {
         black_box(table.count());
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let plain = cpu::of_this_thread() - plain_before;
-    let (cpu, waits) = (cpu::of_process(pid) - cpu_before, waits() - waits_before);
+    let plain = cpu::of_this_thread().saturating_sub(plain_before);
+    let (cpu, waits) = (cpu::of_process(pid).saturating_sub(cpu_before), waits() - waits_before);
     let peak = status(pid, "VmHWM");
     // The tables are mapped, and were stated before.
     let tables = resident_kb(pid, |name| name.contains("bpf-map"));

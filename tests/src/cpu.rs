@@ -22,7 +22,7 @@ pub fn least(times: u32, mut work: impl FnMut()) -> Duration {
     let took = (0..times).map(|_| {
         let begun = of_this_thread();
         work();
-        of_this_thread() - begun
+        of_this_thread().saturating_sub(begun)
     });
     took.min().expect("it is measured at least once")
 }
