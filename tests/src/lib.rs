@@ -8,7 +8,7 @@ pub mod tables;
 
 use std::{
     ffi::{CStr, OsStr},
-    fs,
+    fs::{self, File},
     io::{BufRead as _, BufReader, Read as _},
     os::fd::{AsRawFd as _, OwnedFd},
     path::PathBuf,
@@ -26,9 +26,26 @@ pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Tests that trace take turns: each counts what the kernel does.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Waits for a turn.
-pub fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// A turn; it ends when this is dropped.
+pub struct Turn {
+    machine: File,
+    _process: MutexGuard<'static, ()>,
+}
+
+/// Waits for a turn: in this process, and among all on this machine, because they have one kernel.
+pub fn turn() -> Turn {
+    let process = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // What is there on every machine.
+    let machine = File::open("/").expect("there is a root directory");
+    machine.lock().expect("it can be locked");
+    Turn { machine, _process: process }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Not only closed: processes that were forked meanwhile have it open, too.
+        let _ = self.machine.unlock();
+    }
 }
 
 /// The binary under test: what `cargo xtask test` built, or the development build.
