@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::sleep,
@@ -53,8 +54,18 @@ impl Recorder {
     }
 
     /// Waits for the end.
-    fn wait(self) -> Output {
-        self.0.wait_with_output().unwrap()
+    fn wait(mut self) -> Output {
+        let mut stderr = Vec::new();
+        self.0.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+        Output { status: self.0.wait().unwrap(), stdout: Vec::new(), stderr }
+    }
+}
+
+impl Drop for Recorder {
+    /// A test that failed must not leave the next ones a second tracer.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

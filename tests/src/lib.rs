@@ -201,6 +201,14 @@ impl Trace {
     }
 }
 
+impl Drop for Trace {
+    /// A test that failed must not leave the next ones a second tracer.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Allows this process as many open files as `count` pipes take.
 pub fn allow_pipes(count: u64) {
     let needed = count * 2 + 256;
