@@ -16,9 +16,19 @@ use crate::run::{as_root, cargo, workspace};
 /// The package of the tests that trace this machine, one at a time.
 const TRACING: &str = "tests";
 
-/// Tests that the quick tier leaves out, because they mostly wait: for growth, for a tool of somebody else's, or for
-/// every command of the guide.
-const NOT_QUICK: [&str; 0] = [];
+/// Tests that the quick tier leaves out, because they mostly wait: for growth, for idleness, for thousands of processes, for
+/// a tool of somebody else's, or for every command of the guide.
+const NOT_QUICK: [&str; 9] = [
+    "clients_that_mean_harm_do_none",
+    "frees_in_an_interrupt_of_a_free_are_seen",
+    "growth_is_suspected_baselined_and_compared",
+    "idling_costs_next_to_nothing",
+    "prometheus_and_the_dashboard_understand_the_metrics",
+    "ten_thousand_processes_are_no_burden",
+    "ten_thousand_processes_more_are_told_as_such",
+    "what_is_written_works",
+    "what_was_written_before_a_kill_and_on_a_full_disk_is_readable",
+];
 
 /// A program with tests.
 struct Program {
