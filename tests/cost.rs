@@ -169,7 +169,7 @@ fn a_million_objects_are_scanned_at_once() {
     let many = first.min(scan(PIPES).0);
     assert!(many < few * 10.0, "{many} s of CPU for ten times what takes {few} s");
     // Several passes over the table, each of which does more than this, and all that does not depend on the objects.
-    assert!(many < tally * 10.0, "{many} s of CPU, and {tally} s for nothing but counting them once");
+    assert!(many < tally * 12.0, "{many} s of CPU, and {tally} s for nothing but counting them once");
 }
 
 /// CPU seconds that a look at so many pipes of each holder takes, with everything that is made of it, and those for
