@@ -41,22 +41,21 @@ const fn plain(kernel: &'static str, with: &'static [Extra], tests: &'static [&'
     Planned { kernel, what: "", boot: "", with, tests }
 }
 
-/// Slabs note who allocated, and the kernel has four levels of page tables. In the end it is locked down, for good.
-const NOTED: Planned = Planned {
-    kernel: "6.12",
-    what: "noted",
-    boot: "slub_debug=U no5lvl",
-    with: &[],
-    tests: &[ACCOUNTS, PROOF, LOCKED_DOWN],
-};
+const fn special(
+    what: &'static str,
+    boot: &'static str,
+    with: &'static [Extra],
+    tests: &'static [&'static str],
+) -> Planned {
+    Planned { kernel: "6.12", what, boot, with, tests }
+}
 
-const SYSTEM: Planned = Planned {
-    kernel: "6.12",
-    what: "system",
-    boot: "",
-    with: &[Extra::System, Extra::ManySites],
-    tests: &[PACKAGE, MANY_SITES],
-};
+/// Slabs note who allocated. What they note beside objects is no place for proofs to be tested.
+const NOTED: Planned = special("noted", "slub_debug=U", &[], &[ACCOUNTS]);
+/// The kernel has four levels of page tables; in the end it is locked down, for good.
+const FOUR_LEVELS: Planned = special("four-levels", "no5lvl", &[], &[PROOF, LOCKED_DOWN]);
+const SYSTEM: Planned = special("system", "", &[Extra::System], &[PACKAGE]);
+const SITES: Planned = special("sites", "", &[Extra::ManySites], &[MANY_SITES]);
 
 const QUICK: &[Planned] =
     &[plain("6.12", &[], &[TRIAGE, PROOF, BY_FENTRY, STORM, LEAK, MODULE, COME_AND_GO])];
@@ -82,6 +81,8 @@ const DEFAULT: &[Planned] = &[
     ),
     plain("6.12-kmemleak", &[], &[KMEMLEAK, ACCOUNTS, PROOF, BY_FENTRY, STORM, LEAK, MODULE]),
     SYSTEM,
+    FOUR_LEVELS,
+    SITES,
     NOTED,
 ];
 
@@ -126,6 +127,8 @@ const ALL: &[Planned] = &[
     plain("6.12", &[Extra::Peer], EVERYTHING),
     plain("6.12-kmemleak", &[Extra::Peer], EVERYTHING),
     SYSTEM,
+    FOUR_LEVELS,
+    SITES,
     NOTED,
 ];
 
