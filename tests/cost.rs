@@ -68,8 +68,8 @@ fn idle(time: Duration) {
         // A timer takes two waits.
         sleep(relief / 2);
     }
-    let (seconds, naps) = (begun.elapsed().as_secs_f64(), cpu::of_this_thread() - naps_before);
-    let (cpu, waits) = (cpu::of_process(pid) - start, waits() - waits_before);
+    let (seconds, naps) = (begun.elapsed().as_secs_f64(), cpu::of_this_thread().saturating_sub(naps_before));
+    let (cpu, waits) = (cpu::of_process(pid).saturating_sub(start), waits() - waits_before);
     let peak = status(pid, "VmHWM");
     // The tables are mapped, and were stated before.
     let tables = resident_kb(pid, |name| name.contains("bpf-map"));
