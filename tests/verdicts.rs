@@ -13,9 +13,9 @@ use leaktrace_tests::{
 };
 use serde_json::Value;
 
-/// Pipes that are made in a second, and for how long: after the first third, growth has fifteen ticks of 200 ms.
+/// Pipes that are made in a second, and for how long: after the first third, growth has a dozen ticks of 300 ms.
 const RATE: f64 = 400.0;
-const SECONDS: f64 = 5.0;
+const SECONDS: f64 = 6.0;
 
 /// What a trace said of pipes that were made all the time and kept.
 struct Grown {
@@ -28,9 +28,9 @@ struct Grown {
 /// Traces while pipes are made: by the clock, so that there are as many however late this thread is.
 fn grown(more: &[&str]) -> Grown {
     leaktrace_tests::allow_pipes((RATE * SECONDS) as u64 * 2);
-    let args = ["--duration", "5m", "--interval", "200ms", "--min-age", "500ms", "--top", "60"];
+    let args = ["--duration", "5m", "--interval", "300ms", "--min-age", "500ms", "--top", "60"];
     // A small table, so that each tick has the time to look at all of it, and nothing is estimated.
-    let small = ["--cache", "kmalloc-cg-*", "--max-objects", "20000"];
+    let small = ["--cache", "kmalloc-cg-1*", "--max-objects", "8000"];
     let trace = Trace::start(&[&args[..], &small, more].concat());
     let (begun, mut held) = (Instant::now(), Vec::new());
     let mut last = 0.0;
@@ -97,8 +97,8 @@ fn is_suspected(site: &Value, grown: &Grown) {
     // Others make pipes, too, but keep few.
     within(number(&site["live"]["objects"]), grown.made as f64, 0.02);
     let per_object = number(&site["live"]["bytes"]) / number(&site["live"]["objects"]);
-    // If a machine is so slow that ticks look at half of the table, that is off by 1 / sqrt(1,200) with a chance of one
-    // in three, and by more than three times as much with one of 2,000.
+    // If a machine is so slow that a tick looks at half of the table, it is off by 1 / sqrt(2,200) with a chance of one
+    // in three, and by a tenth hardly ever.
     within(number(&growth["bytes_per_s"]) / per_object, grown.per_s, 0.1);
     // This process lives, and may hold them; and it says what would settle it.
     let open = site["open"].to_string();
