@@ -131,9 +131,9 @@ fn shaking_frees_inodes_and_dentries_and_says_so() {
     let shaken = report["shake"]["caches"].as_array().unwrap();
     let dentry =
         shaken.iter().find(|cache| cache["cache"] == "dentry").unwrap_or_else(|| panic!("{shaken:#?}"));
-    // The kernel may keep some: what was used a moment ago, or is used by others.
-    assert!(number(&dentry["freed"]["objects"]) > 1_500.0, "{dentry}");
-    assert!(number(&report["shake"]["freed"]["bytes"]) > 1_500.0 * 192.0);
+    // The kernel keeps some: what was used a moment ago has one more chance than there are rounds.
+    assert!(number(&dentry["freed"]["objects"]) > 2_500.0, "{dentry}");
+    assert!(number(&report["shake"]["freed"]["bytes"]) > 2_500.0 * 192.0);
 }
 
 #[test]

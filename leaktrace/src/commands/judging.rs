@@ -24,8 +24,12 @@ use crate::{
 const SHARE: u32 = 8;
 /// However long one judgement took, the next one comes after that.
 const LONGEST: Duration = Duration::from_secs(5);
-/// Inodes and dentries are freed a grace period after they are dropped.
+/// Inodes and dentries are freed a grace period after they are dropped, in batches that a busy machine puts off: as long as
+/// there are fewer objects at each look, more are on their way. Time between two looks, at most so many, and how many objects
+/// come and go anyway.
 const GRACE: Duration = Duration::from_millis(700);
+const LOOKS: u32 = 8;
+const NOISE: u64 = 100;
 /// What was used lately has a second chance, and the kernel stops early where a first round frees little.
 const DROPS: usize = 3;
 /// Exit status when what a run is to fail on was found.
@@ -86,7 +90,17 @@ pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
             return Ok(None);
         }
     }
-    tokio::time::sleep(GRACE).await;
+    tracer.wait_for_grace_period();
+    let live = || tracer.levels().iter().map(|level| level.live).sum::<u64>();
+    let mut last = live();
+    for _ in 0..LOOKS {
+        tokio::time::sleep(GRACE).await;
+        let now = live();
+        if now + NOISE >= last {
+            break;
+        }
+        last = now;
+    }
     Ok(Some(before))
 }
 

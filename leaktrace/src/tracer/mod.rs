@@ -250,6 +250,11 @@ impl Tracer {
         Ok(Tick { sampling: 1 << self.sample_shift(), ..totals })
     }
 
+    /// Waits for an RCU grace period: what was given to RCU before is being freed then.
+    pub fn wait_for_grace_period(&self) {
+        load::wait_for_programs();
+    }
+
     /// Where all sites stand that ever allocated, at this moment.
     pub fn levels(&self) -> Vec<Level> {
         self.sites.levels()
