@@ -180,10 +180,8 @@ fn unwritable_output_is_found_before_tracing() {
         ("/tmp", "is a directory"),
         ("/proc/report.json", "/proc/report.json"),
     ] {
-        // A minute would pass if it were found afterwards.
-        let begun = std::time::Instant::now();
+        // One line only: a trace would have told its begin, too.
         refused(&leaktrace_tests::run(["--output", path]), 1, &["cannot write", word]);
-        assert!(begun.elapsed().as_secs() < 20);
     }
 }
 
