@@ -25,10 +25,11 @@ const SHARE: u32 = 8;
 /// However long one judgement took, the next one comes after that.
 const LONGEST: Duration = Duration::from_secs(5);
 /// Inodes and dentries are freed a grace period after they are dropped, in batches that a busy machine puts off: as long as
-/// there are fewer objects at each look, more are on their way. Time between two looks, at most so many, and how many objects
-/// come and go anyway.
+/// there are fewer objects at each look, more are on their way. This is the time between two looks.
 const GRACE: Duration = Duration::from_millis(700);
+/// Looks at most.
 const LOOKS: u32 = 8;
+/// Objects that come and go between two looks anyway.
 const NOISE: u64 = 100;
 /// What was used lately has a second chance, and the kernel stops early where a first round frees little.
 const DROPS: usize = 3;
