@@ -93,12 +93,14 @@ fn is_suspected(site: &Value, grown: &Grown) {
     assert_eq!(site["known"], false);
     let growth = &site["growth"];
     assert_eq!(growth["shape"], "steady", "{growth}");
-    assert!(number(&growth["p_value"]) < 0.001 && number(&growth["ticks"]) >= 10.0, "{growth}");
+    assert_eq!(growth["sure"], true, "{growth}");
+    assert!(number(&growth["walk"]) < 0.001 && number(&growth["ticks"]) >= 10.0, "{growth}");
+    let stayed = &growth["stayed"];
+    // Of those of the first 0.33 to 0.67 of the time none that was half a second old is freed, but for a few of others.
+    assert!(number(&stayed["aged"]) > RATE && number(&stayed["freed"]) < RATE / 20.0, "{growth}");
     // Others make pipes, too, but keep few.
     within(number(&site["live"]["objects"]), grown.made as f64, 0.02);
     let per_object = number(&site["live"]["bytes"]) / number(&site["live"]["objects"]);
-    // If a machine is so slow that a tick looks at half of the table, it is off by 1 / sqrt(2,200) with a chance of one
-    // in three, and by a tenth hardly ever.
     within(number(&growth["bytes_per_s"]) / per_object, grown.per_s, 0.1);
     // This process lives, and may hold them; and it says what would settle it.
     let open = site["open"].to_string();

@@ -1,69 +1,17 @@
-//! Growth over the ticks: how fast, how surely, and in what shape.
+//! Growth of what survives: whether it goes on, whether it stays, and whether it is more than a coming and going.
+//!
+//! The number of survivors at each tick is a running sum, and no test of independent values holds for it. What is
+//! independent are cohorts, objects of one stretch of time. So three things are asked, of the objects themselves:
+//! are survivors of late cohorts as many as of earlier ones, do those that came of age stay, and is the rise more than a
+//! walk of the same steps up and down would make.
 
-/// Points that a slope and its p-value are taken from at most: both look at all pairs.
-const MOST_POINTS: usize = 240;
-/// Blocks of ticks that a shape is told by.
-const BLOCKS: usize = 8;
+use super::births::Births;
 
-/// The Theil-Sen slope: the median of the slopes between all pairs of points, which a few odd
-/// ticks do not move. In units of `y` per unit of `x`; 0 for fewer than two points.
-pub fn theil_sen(points: &[(f64, f64)]) -> f64 {
-    let mut slopes: Vec<f64> = points
-        .iter()
-        .enumerate()
-        .flat_map(|(i, a)| points[i + 1..].iter().map(move |b| (a, b)))
-        .filter(|(a, b)| b.0 > a.0)
-        .map(|(a, b)| (b.1 - a.1) / (b.0 - a.0))
-        .collect();
-    if slopes.is_empty() {
-        return 0.0;
-    }
-    let middle = slopes.len() / 2;
-    let (_, median, _) = slopes.select_nth_unstable_by(middle, f64::total_cmp);
-    *median
-}
-
-/// The Mann-Kendall test: how likely values without a trend would rise at least as consistently, by
-/// the normal approximation with the correction for ties. 1 for fewer than four values.
-pub fn mann_kendall(values: &[f64]) -> f64 {
-    let n = values.len() as f64;
-    if values.len() < 4 {
-        return 1.0;
-    }
-    let mut s = 0.0;
-    for (i, a) in values.iter().enumerate() {
-        for b in &values[i + 1..] {
-            s += (b - a).partial_cmp(&0.0).map_or(0.0, |order| f64::from(order as i8));
-        }
-    }
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let ties: f64 = sorted
-        .chunk_by(|a, b| a.total_cmp(b).is_eq())
-        .map(|tied| {
-            let t = tied.len() as f64;
-            t * (t - 1.0) * (2.0 * t + 5.0)
-        })
-        .sum();
-    let variance = (n * (n - 1.0) * (2.0 * n + 5.0) - ties) / 18.0;
-    if variance <= 0.0 || s <= 0.0 {
-        return 1.0;
-    }
-    upper_tail((s - 1.0) / variance.sqrt())
-}
-
-/// Probability that a standard normal variable exceeds `z` (Abramowitz and Stegun, 26.2.17; off by
-/// 8e-8 at most).
-fn upper_tail(z: f64) -> f64 {
-    if z < 0.0 {
-        return 1.0 - upper_tail(-z);
-    }
-    let t = 1.0 / (1.0 + 0.231_641_9 * z);
-    let series = t
-        * (0.319_381_530
-            + t * (-0.356_563_782 + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
-    (-z * z / 2.0).exp() / std::f64::consts::TAU.sqrt() * series
-}
+/// Parts of the time that a step is told by, and those that steady growth is.
+const PARTS: usize = 8;
+const FINE_PARTS: usize = 12;
+/// Stretches of time that growth is told from at least.
+const FEWEST_BINS: usize = 6;
 
 /// How the number of surviving objects changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +27,7 @@ pub enum Shape {
     Step,
     /// It does not grow, or has stopped growing.
     Plateau,
-    /// It rises and falls.
+    /// What survives goes in the end.
     Sawtooth,
 }
 
@@ -102,138 +50,272 @@ impl Shape {
     }
 }
 
-/// What the ticks say of a site's survivors.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What an earlier look found, and what of it is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stay {
+    /// Survivors of the earlier look.
+    pub aged: u64,
+    /// Those that were freed since.
+    pub died: u64,
+    /// Time between the looks, in seconds.
+    pub watched_s: f64,
+    /// The same of the older half of them.
+    old: (u64, u64),
+    /// The same of the stretches of time in which they were allocated: one is gone once half of its objects are.
+    bins: (u64, u64),
+}
+
+/// How far an upper limit is from what was seen, in standard deviations of a normal variable: for what is exceeded in 1 of
+/// 10,000 cases, in 1 of 100, and in 1 of 20.
+const RARE: f64 = 3.72;
+const SELDOM: f64 = 2.33;
+const LIKELY: f64 = 1.645;
+
+/// The upper limit of a Poisson mean of which `seen` were seen, by Wilson and Hilferty.
+fn upper_limit(seen: u64, z: f64) -> f64 {
+    let next = seen as f64 + 1.0;
+    next * (1.0 - 1.0 / (9.0 * next) + z / (3.0 * next.sqrt())).powi(3)
+}
+
+impl Stay {
+    /// What of the survivors of an earlier look is left: `then` are the births that it found at `then_s`, and `now` those
+    /// of all objects now, both in the same stretches of time.
+    pub fn of(then: &Births, then_s: f64, now: &Births, now_s: f64, min_age_s: f64) -> Self {
+        let end = then.over_at(then_s - min_age_s);
+        let aged: u64 = (0..end).map(|bin| u64::from(then.count(bin))).sum();
+        let mut stay = Self { aged, watched_s: now_s - then_s, ..Self::default() };
+        for bin in 0..end {
+            let count = u64::from(then.count(bin));
+            let died = count - count.min(u64::from(now.count(bin)));
+            if count == 0 {
+                continue;
+            }
+            if stay.old.0 * 2 < aged {
+                stay.old = (stay.old.0 + count, stay.old.1 + died);
+            }
+            stay.died += died;
+            stay.bins = (stay.bins.0 + 1, stay.bins.1 + u64::from(died * 2 >= count));
+        }
+        stay
+    }
+
+    /// Whether old objects go: then there are as many as are on their way.
+    fn go(&self) -> bool {
+        self.old.1 >= 2 && self.old.1 * 4 > self.old.0
+    }
+
+    /// Whether so few go that it is no chance.
+    fn surely_stay(&self) -> bool {
+        let few =
+            |(all, gone): (u64, u64), z: f64| gone * 10 <= all && upper_limit(gone, z) * 2.0 <= all as f64;
+        // What was allocated at one time may go at one time.
+        few((self.aged, self.died), RARE) && few(self.bins, SELDOM) && self.old.1 * 20 <= self.old.0
+    }
+
+    /// How long such objects live on at least, on average, in seconds: 95 % of the time it is more. `None` where nothing was
+    /// watched.
+    pub fn lives_on_s(&self) -> Option<f64> {
+        let exposed = (self.aged as f64 - self.died as f64 / 2.0) * self.watched_s;
+        (exposed > 0.0).then(|| exposed / upper_limit(self.died, LIKELY))
+    }
+}
+
+/// What is known of the objects of a site, or of one caller of a site.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen<'a> {
+    /// When those that live were allocated.
+    pub births: Option<&'a Births>,
+    /// Seconds since the start.
+    pub now_s: f64,
+    /// Age from which they survive.
+    pub min_age_s: f64,
+    /// What became of the survivors of an earlier look.
+    pub stay: Option<Stay>,
+    /// Live objects over time: seconds since the start, objects. Empty where nobody counted.
+    pub levels: &'a [(f64, f64)],
+    /// Whether any object was freed.
+    pub frees: bool,
+    /// Objects that one of those in `births` stands for.
+    pub scale: f64,
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Growth {
-    /// Theil-Sen slope, in objects per second.
+    /// Survivors that came to be in a second, without the first third of the time since the first.
     pub per_s: f64,
-    /// Mann-Kendall p-value of its rising.
-    pub p_value: f64,
-    /// Ticks that both were taken from.
-    pub ticks: usize,
+    /// Half the width of its 95 % interval, from how much parts of the time differ.
+    pub error_per_s: f64,
+    /// Stretches of time, of as many as [`Growth::bins`], that survivors were allocated in.
+    pub born_in: usize,
+    /// Stretches of time since the first survivor.
+    pub bins: usize,
     /// Seconds for which it has been growing.
     pub sustained_s: f64,
     /// The shape.
     pub shape: Shape,
+    /// What became of the survivors of an earlier look.
+    pub stay: Option<Stay>,
+    /// How likely a walk of the same steps, up or down by chance, would rise as much, at most; `None` where it was not counted.
+    pub walk: Option<f64>,
 }
 
-impl Default for Growth {
-    fn default() -> Self {
-        Self { per_s: 0.0, p_value: 1.0, ticks: 0, sustained_s: 0.0, shape: Shape::Unclear }
+/// From which chance on a rise may be a walk. The other two questions rule out most walks, too: what is called growing
+/// is one in less than one of 10,000 cases, as the tests of this module measure.
+const MAY_BE_WALK: f64 = 0.05;
+const SURELY_NO_WALK: f64 = 1e-3;
+
+impl Growth {
+    /// Whether it seems to grow.
+    pub fn grows(&self) -> bool {
+        self.shape.grows() && self.per_s > 0.0 && self.walk.is_none_or(|walk| walk <= MAY_BE_WALK)
+    }
+
+    /// Whether that is no chance.
+    pub fn surely(&self) -> bool {
+        self.grows() && self.walk.is_some_and(|walk| walk <= SURELY_NO_WALK) && self.stays()
+    }
+
+    /// Whether what is old surely stays.
+    pub fn stays(&self) -> bool {
+        self.stay.is_some_and(|stay| stay.surely_stay())
     }
 }
 
-/// A block must rise by this share of an even rise to count as rising.
-const RISING: f64 = 0.25;
-/// One block with this share of the whole rise is a step.
-const ONE_STEP: f64 = 0.75;
-/// The second half must rise by this share of what the first half did, or it levels off.
-const LEVELS_OFF: f64 = 0.4;
-/// Falls of this share of the rises make a sawtooth.
-const FALLS: f64 = 0.3;
-
-/// Measures the growth of survivors: points are (seconds, objects), one a tick.
-///
-/// Tracing begins with nothing live, so each site first fills up to what it normally holds: the
-/// first third of the time since the first survivor says nothing and is left out.
-pub fn measure(points: &[(f64, f64)]) -> Growth {
-    let begin = points.iter().position(|&(_, objects)| objects > 0.0).unwrap_or(points.len());
-    let points = &points[begin.saturating_sub(1)..];
-    let (Some(&(first, _)), Some(&(last, _))) = (points.first(), points.last()) else {
+/// Measures growth.
+pub fn measure(seen: &Seen<'_>) -> Growth {
+    let Some((births, first)) = seen.births.and_then(|births| Some((births, births.first()?))) else {
         return Growth::default();
     };
-    let settled: Vec<_> =
-        points.iter().copied().filter(|&(seconds, _)| seconds >= first + (last - first) / 3.0).collect();
-    let thinned: Vec<_> =
-        settled.iter().copied().step_by(settled.len().div_ceil(MOST_POINTS).max(1)).collect();
-    if thinned.len() < 4 {
-        return Growth { per_s: theil_sen(&thinned), ticks: thinned.len(), ..Growth::default() };
+    let end = births.over_at(seen.now_s - seen.min_age_s);
+    let bins: Vec<f64> = (first..end).map(|bin| f64::from(births.count(bin))).collect();
+    let born_in = bins.iter().filter(|&&count| count > 0.0).count();
+    let mut growth = Growth { born_in, bins: bins.len(), stay: seen.stay, ..Growth::default() };
+    if bins.len() < FEWEST_BINS || born_in == 0 {
+        return growth;
     }
-    let values: Vec<f64> = thinned.iter().map(|&(_, objects)| objects).collect();
-    let shape = shape(&thinned);
-    let (begin, end) = (thinned[0], thinned[thinned.len() - 1]);
-    let mut per_s = theil_sen(&thinned);
-    if shape == Shape::Bursty && per_s <= 0.0 {
-        // Of rare bursts most pairs of ticks see none.
-        per_s = (end.1 - begin.1) / (end.0 - begin.0);
-    }
-    let settled_at = first + (last - first) / 3.0;
-    let level = at(points, settled_at);
-    let rising_since = crossed(points, settled_at, level + (end.1 - level) / 10.0).unwrap_or(end.0);
-    Growth {
-        per_s,
-        p_value: mann_kendall(&values),
-        ticks: thinned.len(),
-        sustained_s: if end.1 > level { end.0 - rising_since } else { 0.0 },
-        shape,
-    }
+    let settled = &bins[bins.len() / 3..];
+    let seconds = settled.len() as f64 * births.width_s();
+    let late: f64 = settled.iter().sum();
+    growth.per_s = late * seen.scale / seconds;
+    growth.error_per_s = error(settled) * seen.scale / births.width_s();
+    growth.sustained_s = sustained(settled) * births.width_s();
+    growth.walk = if seen.frees {
+        (seen.levels.len() > 1).then(|| walk(seen.levels))
+    } else {
+        Some(0.5_f64.powi(born_in.min(1_000) as i32))
+    };
+    growth.shape = shape(&bins, seen.stay);
+    growth
 }
 
-/// The value on the line between the two points around a time.
-fn at(points: &[(f64, f64)], seconds: f64) -> f64 {
-    let after = points.partition_point(|point| point.0 < seconds).min(points.len() - 1);
-    let (from, to) = (points[after.saturating_sub(1)], points[after]);
-    if to.0 > from.0 { from.1 + (to.1 - from.1) * (seconds - from.0) / (to.0 - from.0) } else { to.1 }
+/// Half the width of the 95 % interval of a mean, from parts that differ.
+fn error(bins: &[f64]) -> f64 {
+    let n = bins.len() as f64;
+    let mean = bins.iter().sum::<f64>() / n;
+    let variance = bins.iter().map(|count| (count - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    1.96 * (variance / n).sqrt()
 }
 
-/// When a level was first exceeded from some time on, between two ticks in proportion: else the answer would
-/// jump by a tick with each new point, and what was certain a moment ago would not be any more.
-fn crossed(points: &[(f64, f64)], since: f64, level: f64) -> Option<f64> {
-    let after = points.iter().position(|&(seconds, objects)| seconds >= since && objects > level)?;
-    let (from, to) = (points[after.saturating_sub(1)], points[after]);
-    let share = if to.1 > from.1 { ((level - from.1) / (to.1 - from.1)).clamp(0.0, 1.0) } else { 1.0 };
-    Some((from.0 + (to.0 - from.0) * share).max(since))
-}
-
-/// Tells the shape by the means of blocks of equal time, which no single tick moves much. A block
-/// in which the tool was stalled has no points, and takes part in none.
-fn shape(points: &[(f64, f64)]) -> Shape {
-    let (first, last) = (points[0].0, points[points.len() - 1].0);
-    let blocks = BLOCKS.min(points.len() / 2).max(2);
-    let mut sums = vec![(0.0, 0.0, 0.0); blocks];
-    for &(seconds, objects) in points {
-        let share = if last > first { (seconds - first) / (last - first) } else { 0.0 };
-        let block = &mut sums[((share * blocks as f64) as usize).min(blocks - 1)];
-        *block = (block.0 + 1.0, block.1 + seconds, block.2 + objects);
+/// Stretches since a tenth of what came was there, until the end.
+fn sustained(settled: &[f64]) -> f64 {
+    let tenth = settled.iter().sum::<f64>() / 10.0;
+    let mut sum = 0.0;
+    for (bin, count) in settled.iter().enumerate() {
+        if sum + count > tenth {
+            // In proportion: else it would jump by a stretch from one look to the next.
+            return settled.len() as f64 - (bin as f64 + (tenth - sum) / count);
+        }
+        sum += count;
     }
-    let means: Vec<(f64, f64)> = sums
-        .into_iter()
-        .filter(|&(count, ..)| count > 0.0)
-        .map(|(count, seconds, objects)| (seconds / count, objects / count))
+    0.0
+}
+
+/// The last third must bring this share of what the one before did, or it levels off...
+const LEVELS_OFF: f64 = 0.4;
+/// ...unless there are so few that this is chance.
+const BY_CHANCE: f64 = 0.02;
+/// One part with this share of all is a step.
+const ONE_STEP: f64 = 0.75;
+/// A part must rise by this share of an even rise to count as rising.
+const RISING: f64 = 0.25;
+
+/// Tells the shape. Tracing begins with nothing live, so each site first fills up to what it normally holds: the first
+/// third of the time since the first survivor says nothing.
+fn shape(bins: &[f64], stay: Option<Stay>) -> Shape {
+    let third = bins.len() / 3;
+    let sum = |part: &[f64]| part.iter().sum::<f64>();
+    let (before, after) = (sum(&bins[third..bins.len() - third]), sum(&bins[bins.len() - third..]));
+    let before = before * third as f64 / (bins.len() - 2 * third) as f64;
+    let parts: Vec<f64> = (0..PARTS)
+        .map(|part| sum(&bins[part * bins.len() / PARTS..(part + 1) * bins.len() / PARTS]))
         .collect();
-    let level = means.iter().map(|mean| mean.1).fold(0.0, f64::max);
-    if level <= 0.0 {
-        return Shape::Unclear;
-    }
-    let steps: Vec<f64> = means.windows(2).map(|pair| pair[1].1 - pair[0].1).collect();
-    let rise: f64 = steps.iter().filter(|step| **step > 0.0).sum();
-    let fall: f64 = -steps.iter().filter(|step| **step < 0.0).sum::<f64>();
-    let net = rise - fall;
-    let noise = level * 0.01;
-    if fall > rise * FALLS && rise > noise * 2.0 && fall > noise * 2.0 {
-        return Shape::Sawtooth;
-    }
-    // Fewer than one object is no growth, and neither is a little of much that is there.
-    if net < 1.0 || rise <= 0.0 {
-        return Shape::Plateau;
-    }
-    if steps.iter().any(|step| *step > rise * ONE_STEP) {
+    if bins.len() >= PARTS && parts.iter().any(|part| *part > sum(bins) * ONE_STEP) {
         return Shape::Step;
     }
-    let half = steps.len() / 2;
-    let mean_rate = |part: &[(f64, f64)]| match (part.first(), part.last()) {
-        (Some(a), Some(b)) if b.0 > a.0 => (b.1 - a.1) / (b.0 - a.0),
-        _ => 0.0,
-    };
-    let (before, after) = (mean_rate(&means[..=half]), mean_rate(&means[half..]));
-    if after < before * LEVELS_OFF {
+    if after < 1.0 || (after < before * LEVELS_OFF && tail(after, before + after) < BY_CHANCE) {
         return Shape::Plateau;
     }
-    let even = net / steps.len() as f64;
-    let rising = steps.iter().filter(|step| **step > even * RISING).count();
-    if rising * 10 >= steps.len() * 7 { Shape::Steady } else { Shape::Bursty }
+    if stay.is_some_and(|stay| stay.go()) {
+        return Shape::Sawtooth;
+    }
+    let late = &bins[third..];
+    let count = FINE_PARTS.min((sum(late) / 3.0) as usize).clamp(2, late.len());
+    let even = sum(late) / count as f64;
+    let rising = (0..count)
+        .filter(|part| sum(&late[part * late.len() / count..(part + 1) * late.len() / count]) > even * RISING)
+        .count();
+    if rising * 10 >= count * 7 { Shape::Steady } else { Shape::Bursty }
+}
+
+/// The chance of at most `few` of `all` where either way is as likely: by the normal approximation above 60.
+fn tail(few: f64, all: f64) -> f64 {
+    let (few, all) = (few.floor(), all.round());
+    if all > 60.0 {
+        let z = (all / 2.0 - few - 0.5) / (all.sqrt() / 2.0);
+        return if z <= 0.0 { 1.0 } else { (-z * z / 2.0).exp() };
+    }
+    let (mut term, mut sum) = (0.5_f64.powf(all), 0.0);
+    for k in 0..=few as u32 {
+        sum += term;
+        term *= (all - f64::from(k)) / (f64::from(k) + 1.0);
+    }
+    sum
+}
+
+/// Steps of a walk that it is told by at least.
+const FEWEST_STEPS: usize = 14;
+/// Steps from which on the first third, in which everything fills up, is left out.
+const ENOUGH_STEPS: usize = 20;
+
+/// How likely a walk whose steps have the same sizes, but go up or down by chance, would rise as much, at most: of n steps x
+/// the sum exceeds z times the root of the sum of squares with a chance of exp(-z²/2) (Hoeffding). Longer steps are asked as
+/// well, as long as there are enough of them: what rises for a while and falls for a while makes few long ones.
+fn walk(levels: &[(f64, f64)]) -> f64 {
+    let filling = (levels.len() / 3).min((levels.len() - 1).saturating_sub(ENOUGH_STEPS));
+    let mut worst: f64 = 0.0;
+    let mut length = 1;
+    while length == 1 || (levels.len() - 1) / length >= FEWEST_STEPS {
+        worst = worst.max(rise(levels, length).min(rise(&levels[filling..], length)));
+        length *= 2;
+    }
+    worst
+}
+
+/// The same for steps of one length.
+fn rise(levels: &[(f64, f64)], length: usize) -> f64 {
+    // From the end, so that what does not fill a step is left out of the beginning.
+    let (mut sum, mut squares) = (0.0, 0.0);
+    let mut at = levels.len() - 1;
+    while at >= length {
+        let step = levels[at].1 - levels[at - length].1;
+        sum += step;
+        squares += step * step;
+        at -= length;
+    }
+    if sum > 0.0 { (-sum * sum / squares / 2.0).exp() } else { 1.0 }
 }
 
 #[cfg(test)]
 #[path = "growth_tests.rs"]
-mod tests;
+pub(super) mod tests;

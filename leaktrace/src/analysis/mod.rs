@@ -1,9 +1,12 @@
 //! Judgement: pure functions from what was seen to what it means.
 
 pub mod accounts;
+pub mod births;
 pub mod blame;
 pub mod crosscheck;
 pub mod growth;
+#[cfg(test)]
+mod growth_rates;
 pub mod holders;
 pub mod lifetime;
 pub mod linkage;

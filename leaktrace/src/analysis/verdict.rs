@@ -143,9 +143,9 @@ pub fn replaces(live: u64, net: i64, unknown_freed: u64) -> bool {
 pub enum Open {
     /// Too few survivors for certainty.
     Few,
-    /// Growing for too short a time, or too few ticks.
+    /// Growing for too short a time, or at too few times.
     Short,
-    /// The trend may be chance.
+    /// It may be chance, or go yet.
     Uncertain,
     /// Such objects may live as long as the window is.
     LongLived,
@@ -171,16 +171,12 @@ pub enum Open {
 pub const FEWEST_SUSPECT: u64 = 5;
 /// Survivors without which nothing is a leak.
 const FEWEST_LEAK: u64 = 30;
-/// Ticks of settled growth that a leak takes.
-pub const FEWEST_TICKS: usize = 10;
+/// Stretches of time with survivors that a leak takes: what was allocated at one time is one event.
+pub const FEWEST_BINS: usize = 10;
 /// Seconds of growth that a leak takes.
 const SUSTAINED_S: f64 = 10.0;
 /// The same for the kernel itself.
 const CORE_SUSTAINED_S: f64 = 150.0;
-/// Chance of growing like that without a trend, at most: of a suspect, and of a leak. There are
-/// some hundred sites in a trace.
-const SUSPECT_P: f64 = 0.01;
-const LEAK_P: f64 = 1e-4;
 /// Survivors below this share of the allocations are what is in flight, unless they grow.
 const IN_FLIGHT: f64 = 0.01;
 /// Freed objects must have lived so many times shorter than the survivors' ages span.
@@ -206,7 +202,7 @@ impl Evidence {
 
     /// The verdict by numbers alone, `Suspect` at most.
     fn growing(&self) -> Option<Verdict> {
-        let grows = self.growth.shape.grows() && self.growth.p_value < SUSPECT_P && self.growth.per_s > 0.0;
+        let grows = self.growth.grows();
         if self.survivors == 0 || (!grows && (self.survivors as f64) < self.allocated as f64 * IN_FLIGHT) {
             return None;
         }
@@ -263,12 +259,12 @@ impl Evidence {
         say(by_processes, Open::ProcessesRun);
         say(self.seen < FEWEST_LEAK, Open::Few);
         let sustained = if self.in_module { SUSTAINED_S } else { CORE_SUSTAINED_S };
-        let short = self.growth.ticks < FEWEST_TICKS || self.growth.sustained_s < SUSTAINED_S;
+        let short = self.growth.born_in < FEWEST_BINS || self.growth.sustained_s < SUSTAINED_S;
         say(short, Open::Short);
         // What runs now and then fills its caches in bursts.
         let in_bursts = !self.in_module && self.growth.shape == Shape::Bursty;
         say(!short && (self.growth.sustained_s < sustained || in_bursts), Open::Core);
-        say(self.growth.p_value >= LEAK_P, Open::Uncertain);
+        say(!self.growth.surely(), Open::Uncertain);
         let span = self.growth.sustained_s + self.min_age_s;
         say(self.lifetime_s.is_some_and(|lifetime| lifetime * LIFETIMES > span), Open::LongLived);
         open
@@ -278,11 +274,7 @@ impl Evidence {
     /// the bytes that survive.
     pub fn score(&self) -> f64 {
         let size = f64::from(self.object_size);
-        if self.growth.shape.grows() && self.growth.per_s > 0.0 {
-            self.growth.per_s * size * 3_600.0
-        } else {
-            self.survivors as f64 * size
-        }
+        if self.growth.grows() { self.growth.per_s * size * 3_600.0 } else { self.survivors as f64 * size }
     }
 
     /// Whether it stopped at what it has: one step, or filled up.
@@ -306,11 +298,18 @@ pub fn soonest(min_age_s: f64) -> f64 {
     min_age_s + SUSTAINED_S * 1.5 / 0.9
 }
 
-/// The slowest leak that would have been seen, in objects per second: fewer survivors than that are
-/// suspected nowhere. `None` when the window is too short to see any.
-pub fn detection_floor(window_s: f64, min_age_s: f64, sampling: u64) -> Option<f64> {
-    let seen_s = (window_s - min_age_s) * 2.0 / 3.0;
-    (seen_s > 1.0).then(|| FEWEST_SUSPECT as f64 * sampling as f64 / seen_s)
+/// Objects that a leak has to take in the time in which survivors can come of age to be suspected 19 times of 20, as the
+/// simulation in `growth_rates.rs` shows: of what comes by chance, in a site that is busy.
+const FLOOR: f64 = 20.0;
+/// Looks at the survivors without which nothing is told from chance.
+const FEWEST_LOOKS: f64 = 10.0;
+
+/// The slowest leak that would have been suspected, 19 times of 20, in objects per second, when the survivors were looked at
+/// so many times. `None` when the window is too short to tell any from chance.
+pub fn detection_floor(window_s: f64, min_age_s: f64, looks: u64, sampling: u64) -> Option<f64> {
+    let seen_s = window_s - min_age_s;
+    (seen_s > 0.0 && looks as f64 * seen_s / window_s >= FEWEST_LOOKS)
+        .then(|| FLOOR * sampling as f64 / seen_s)
 }
 
 /// 95 % of the time the true number lies within so much of an estimate that rests on `seen` objects

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::analysis::growth::tests::{NEVER, Run, stay};
 
 fn leak() -> Evidence {
     Evidence {
@@ -9,7 +10,16 @@ fn leak() -> Evidence {
         survivors: 4_500,
         seen: 4_500,
         object_size: 256,
-        growth: Growth { per_s: 90.0, p_value: 1e-9, ticks: 36, sustained_s: 34.0, shape: Shape::Steady },
+        growth: Growth {
+            per_s: 90.0,
+            error_per_s: 1.0,
+            born_in: 100,
+            bins: 110,
+            sustained_s: 34.0,
+            shape: Shape::Steady,
+            stay: Some(stay(2_000, 0)),
+            walk: Some(1e-9),
+        },
         min_age_s: 5.0,
         window_s: 60.0,
         lifetime_s: None,
@@ -76,7 +86,7 @@ fn each_thing_that_is_open_makes_a_suspect() {
         (Open::Held(held), Evidence { holder: Some(held), ..leak() }),
         (Open::Few, Evidence { seen: 12, ..leak() }),
         (Open::Short, Evidence { growth: short, ..leak() }),
-        (Open::Short, Evidence { growth: Growth { ticks: 9, ..leak().growth }, ..leak() }),
+        (Open::Short, Evidence { growth: Growth { born_in: 9, ..leak().growth }, ..leak() }),
         (Open::Core, Evidence { in_module: false, ..leak() }),
         (
             Open::Core,
@@ -86,7 +96,13 @@ fn each_thing_that_is_open_makes_a_suspect() {
                 ..leak()
             },
         ),
-        (Open::Uncertain, Evidence { growth: Growth { p_value: 1e-3, ..leak().growth }, ..leak() }),
+        (Open::Uncertain, Evidence { growth: Growth { walk: Some(0.01), ..leak().growth }, ..leak() }),
+        (Open::Uncertain, Evidence { growth: Growth { walk: None, ..leak().growth }, ..leak() }),
+        (
+            Open::Uncertain,
+            Evidence { growth: Growth { stay: Some(stay(90, 20)), ..leak().growth }, ..leak() },
+        ),
+        (Open::Uncertain, Evidence { growth: Growth { stay: None, ..leak().growth }, ..leak() }),
         (Open::LongLived, Evidence { lifetime_s: Some(20.0), ..leak() }),
     ] {
         assert_eq!((evidence.open(), evidence.verdict()), (vec![open], Verdict::Suspect));
@@ -135,11 +151,9 @@ fn a_small_leak_ranks_above_everything_else() {
 
 #[test]
 fn nothing_is_certain_sooner() {
-    let survivors = |seconds: f64| -> Vec<(f64, f64)> {
-        (0..=seconds as u32).map(|t| (f64::from(t), (f64::from(t) - 5.0).max(0.0) * 10.0)).collect()
-    };
-    let judged = |seconds| {
-        let growth = crate::analysis::growth::measure(&survivors(seconds));
+    let judged = |seconds: f64| {
+        let objects = (0..(seconds * 10.0) as u32).map(|i| (f64::from(i) / 10.0, NEVER)).collect();
+        let growth = Run { seconds, objects }.measured(0.5, 5.0);
         Evidence { growth, ..leak() }.verdict()
     };
     assert_eq!(judged(soonest(5.0) - 2.0), Verdict::Suspect);
@@ -148,31 +162,27 @@ fn nothing_is_certain_sooner() {
 
 #[test]
 fn floors_and_errors() {
-    let floor = detection_floor(60.0, 5.0, 1).unwrap();
-    assert!(floor > 0.1 && floor < 0.2, "{floor}");
-    assert!((detection_floor(60.0, 5.0, 4).unwrap() - floor * 4.0).abs() < 1e-9);
-    assert_eq!(detection_floor(5.0, 5.0, 1), None);
+    let floor = detection_floor(60.0, 5.0, 60, 1).unwrap();
+    assert!((floor - 20.0 / 55.0).abs() < 1e-5, "{floor}");
+    assert!((detection_floor(60.0, 5.0, 60, 4).unwrap() - floor * 4.0).abs() < 1e-5);
+    assert_eq!(detection_floor(60.0, 5.0, 10, 1), None, "nearly all looks are needed");
+    assert_eq!(detection_floor(5.0, 5.0, 100, 1), None);
     assert!(sampling_error(100, 1).abs() < 1e-9 && sampling_error(0, 8).abs() < 1e-9);
     assert!((sampling_error(100, 1_000_000) - 0.196).abs() < 1e-3);
 }
 
 fn any_evidence() -> impl Strategy<Value = Evidence> {
-    let growth = (0.0..100.0_f64, 0.0..0.02_f64, 0..60_usize, 0.0..120.0_f64, 0..6_u8).prop_map(
-        |(per_s, p_value, ticks, sustained_s, shape)| Growth {
+    let shapes = [Shape::Steady, Shape::Bursty, Shape::Step, Shape::Plateau, Shape::Sawtooth, Shape::Unclear];
+    let growth = (0.0..100.0_f64, 0.0..0.02_f64, 0..60_usize, 0.0..120.0_f64, 0..6_usize, 0..40_u64)
+        .prop_map(move |(per_s, walk, born_in, sustained_s, shape, died)| Growth {
             per_s,
-            p_value,
-            ticks,
+            walk: Some(walk),
+            born_in,
             sustained_s,
-            shape: [
-                Shape::Steady,
-                Shape::Bursty,
-                Shape::Step,
-                Shape::Plateau,
-                Shape::Sawtooth,
-                Shape::Unclear,
-            ][usize::from(shape)],
-        },
-    );
+            shape: shapes[shape],
+            stay: Some(stay(100, died)),
+            ..leak().growth
+        });
     let flags = prop::array::uniform8(prop::bool::weighted(0.2));
     (growth, 0_u64..10_000, 0_u64..10_000, flags, 0_u64..33).prop_map(
         |(growth, live, survivors, flags, linked)| {
@@ -211,7 +221,7 @@ proptest! {
             prop_assert!(!evidence.doubted && !evidence.reclaimable && !evidence.replaces);
             prop_assert!(evidence.cache_grew == Some(0), "not confirmed by the cache");
             prop_assert!(evidence.agreement == Some(Agreement::Agrees));
-            prop_assert!(evidence.growth.shape.grows() && evidence.growth.ticks >= FEWEST_TICKS);
+            prop_assert!(evidence.growth.surely() && evidence.growth.born_in >= FEWEST_BINS);
             prop_assert!(!evidence.can_be_linked || evidence.linkage.unwrap().is_loose() == Some(true));
         }
     }
@@ -247,7 +257,7 @@ proptest! {
 /// What nothing points to is leaked, whatever else is open; what most pointers lead to is not called so.
 #[test]
 fn memory_has_the_last_word() {
-    let suspect = Evidence { growth: Growth { ticks: 3, ..leak().growth }, ..leak() };
+    let suspect = Evidence { growth: Growth { born_in: 3, ..leak().growth }, ..leak() };
     assert_eq!(suspect.verdict(), Verdict::Suspect);
     let proven = |checked, orphans, held| Some(Proven { checked, orphans, held, free: 0 });
     let with = |evidence: &Evidence, proven| Evidence { proven, ..evidence.clone() }.verdict();

@@ -14,13 +14,17 @@ use crate::{
 
 /// Age from which a live object counts as a survivor, where nobody says.
 const SURVIVOR_AGE: Duration = Duration::from_secs(5);
+/// Time between two looks, where nobody says, and looks of a short trace.
+const INTERVAL: Duration = Duration::from_secs(1);
+const LOOKS: u32 = 20;
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What is traced, and at what cost.
 #[derive(Clone, Debug, Args)]
 pub struct WatchArgs {
-    /// Time between two looks at the tables.
-    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = parse_window)]
-    pub interval: Duration,
+    /// Time between two looks at the tables [default: 1s, or a twentieth of --duration].
+    #[arg(short, long, value_name = "TIME", value_parser = parse_window)]
+    pub interval: Option<Duration>,
 
     /// Record only slab caches with such a name (* and ? match); may be given several times.
     #[arg(short, long, value_name = "GLOB", value_parser = parse_glob)]
@@ -193,6 +197,11 @@ impl WatchArgs {
     pub fn survivor_age(&self) -> Duration {
         self.min_age.unwrap_or(SURVIVOR_AGE)
     }
+
+    /// Time between two looks.
+    pub fn interval(&self) -> Duration {
+        self.interval.unwrap_or(INTERVAL)
+    }
 }
 
 impl TraceArgs {
@@ -204,5 +213,11 @@ impl TraceArgs {
     /// Age from which a live object counts as a survivor.
     pub fn survivor_age(&self) -> Duration {
         self.watch.min_age.unwrap_or_else(|| SURVIVOR_AGE.min(self.duration / 4))
+    }
+
+    /// Time between two looks: a short trace needs as many as any to tell growth from chance.
+    pub fn interval(&self) -> Duration {
+        let part = (self.duration / LOOKS).max(SHORTEST_INTERVAL);
+        self.watch.interval.unwrap_or_else(|| INTERVAL.min(part))
     }
 }

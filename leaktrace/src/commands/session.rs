@@ -61,6 +61,8 @@ const MEASURED_LATER: u64 = 8;
 pub(super) struct How {
     /// Age from which a live object counts as a survivor.
     pub(super) min_age: Duration,
+    /// Time between two looks.
+    pub(super) interval: Duration,
     /// Findings that are reported.
     pub(super) top: u32,
     /// Whether the programs' own messages are wanted.
@@ -188,7 +190,7 @@ impl Session {
             surroundings,
             baseline,
             filter,
-            interval: args.interval,
+            interval: how.interval,
             due: Deadline::now(),
             nth: 0,
         })
@@ -227,6 +229,7 @@ impl Session {
         if stopped || self.rest(next).await? == Woken::Stopped {
             return Ok((Woken::Stopped, Tick::default()));
         }
+        self.surroundings.places.notice();
         let tick = self.tracer.tick()?;
         self.tracer.admit_caches(|name| self.filter.matches(name, None));
         Ok((Woken::Tick, tick))
@@ -340,7 +343,7 @@ fn settings(
         modules: args.modules(),
         refused: args.refuse.clone(),
         min_age: how.min_age,
-        interval: args.interval,
+        interval: how.interval,
         verbose: how.verbose,
     }
 }

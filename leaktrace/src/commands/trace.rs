@@ -19,6 +19,7 @@ use crate::{
     cli::{TraceArgs, prove_limit},
     proof::Prover,
     report::escape,
+    tracer::Snapshot,
 };
 
 /// Traces and reports.
@@ -29,7 +30,13 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let root = Path::new("/");
     let output = Output::open(args.output.as_deref())?;
     output.check(args.format)?;
-    let how = How { min_age: args.survivor_age(), top: args.top(), verbose: args.verbose, quiet: args.quiet };
+    let how = How {
+        min_age: args.survivor_age(),
+        interval: args.interval(),
+        top: args.top(),
+        verbose: args.verbose,
+        quiet: args.quiet,
+    };
     let kernel = probe::probe(root)?;
     let note = |text: &str| {
         if !args.quiet {
@@ -56,15 +63,20 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         runtime.block_on(session.rest(second))?;
         kmemleak.list()
     });
-    if let Some(prover) = prover {
-        let proofs =
-            prover.and_then(|prover| prove(&prover, &mut session, &runtime, (args, shaken.as_ref())));
-        session.surroundings.proofs = Some(proofs.unwrap_or_else(|error| Proofs::failed(&error)));
-    }
     // What is freed while programs are detached one by one is not seen, so /proc is read before.
     session.surroundings.refresh(root);
-    session.tracer.detach()?;
-    let snapshot = session.tracer.snapshot()?;
+    let snapshot = if let Some(prover) = prover {
+        // A proof takes time, in which nobody looks at survivors: the trace is judged as it stood before.
+        let snapshot = session.tracer.snapshot_at_the_end()?;
+        let proofs = prover
+            .and_then(|prover| prove(&prover, &mut session, &runtime, &snapshot, (args, shaken.as_ref())));
+        session.surroundings.proofs = Some(proofs.unwrap_or_else(|error| Proofs::failed(&error)));
+        session.tracer.detach()?;
+        snapshot
+    } else {
+        session.tracer.detach()?;
+        session.tracer.snapshot()?
+    };
     let mut report = session.report(&snapshot, shaken.as_ref())?;
     if let Some(listed) = listed {
         kmemleak::compare(&mut session.tracer, &snapshot, listed, &mut report)?;
@@ -78,16 +90,15 @@ fn prove(
     prover: &Prover,
     session: &mut Session,
     runtime: &Runtime,
+    snapshot: &Snapshot,
     (args, shaken): (&TraceArgs, Option<&Before>),
 ) -> Result<Proofs> {
-    session.surroundings.refresh(Path::new("/"));
-    let snapshot = session.tracer.snapshot()?;
     let cpus = session.surroundings.machine.possible_cpus;
     let sites = {
-        let judgement = session.judge(&snapshot, shaken);
+        let judgement = session.judge(snapshot, shaken);
         prove::sites(&judgement, &session.surroundings.places)
     };
-    let chosen = prove::choose(&mut session.tracer, &snapshot, sites, args.survivor_age(), cpus)?;
+    let chosen = prove::choose(&mut session.tracer, snapshot, sites, args.survivor_age(), cpus)?;
     if chosen.is_empty() {
         return Ok(Proofs::default());
     }
@@ -102,7 +113,7 @@ fn prove(
     };
     let proof = prove::look(prover, &chosen, limit, &mut go_on)?;
     pace.finish();
-    prove::conclude(&mut session.tracer, &snapshot, &chosen, &proof, &session.surroundings.places)
+    prove::conclude(&mut session.tracer, snapshot, &chosen, &proof, &session.surroundings.places)
 }
 
 /// Ticks until the time is up, a signal comes or what is waited for is found; and then drops caches, if

@@ -163,19 +163,53 @@ pub struct Survivors {
 /// Growth of the survivors.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Growth {
-    /// Theil-Sen slope over the ticks, without the first third of the time in which it fills up.
+    /// Bytes of the survivors that came to be in a second, without the first third of the time, in which it fills up.
     pub bytes_per_s: f64,
-    /// Mann-Kendall: how likely chance would rise as consistently; `null` for too few ticks.
+    /// 95 % of the time the true number lies so much around it, as parts of the time differ.
+    #[serde(default)]
+    pub bytes_per_s_error: f64,
+    /// Always `null`: earlier versions printed a test here that does not hold for running sums.
     pub p_value: Option<f64>,
-    /// Ticks that both were taken from.
+    /// Looks at the survivors.
     #[serde(default)]
     pub ticks: usize,
+    /// Whether the growth is certain: see `walk` and `stayed`.
+    #[serde(default)]
+    pub sure: bool,
+    /// How long it has been growing.
+    #[serde(default)]
+    pub sustained_s: f64,
+    /// Parts of the time in which survivors were allocated.
+    #[serde(default)]
+    pub born_in: usize,
+    /// Parts of the time since the first survivor.
+    #[serde(default)]
+    pub parts: usize,
+    /// How likely a coming and going by chance, in the same steps, would rise as much, at most; `null` where it was not counted.
+    #[serde(default)]
+    pub walk: Option<f64>,
+    /// What became of the survivors of a look near the middle of the time; `null` where there was none.
+    #[serde(default)]
+    pub stayed: Option<Stayed>,
     /// `steady`, `bursty`, `step`, `plateau`, `sawtooth` or `unclear`.
     #[serde(default)]
     pub shape: Word,
     /// Bytes of the survivors over time: seconds since the start, and bytes.
     #[serde(default)]
     pub points: Vec<(f32, f32)>,
+}
+
+/// What became of the survivors of an earlier look.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Stayed {
+    /// Survivors then.
+    pub aged: u64,
+    /// Those that were freed since.
+    pub freed: u64,
+    /// Time since.
+    pub watched_s: f64,
+    /// What such objects live on for, on average, at least, 95 % of the time.
+    pub lives_on_s: Option<f64>,
 }
 
 /// Lifetimes of freed objects.

@@ -15,7 +15,12 @@ pub fn headline(report: &Report) -> Headline {
     };
     let (leaks, suspects) = (of("leak"), of("suspect"));
     let window = report.window.duration_s;
-    let floor = verdict::detection_floor(window, report.window.min_age_s, report.coverage.sampling);
+    let floor = verdict::detection_floor(
+        window,
+        report.window.min_age_s,
+        report.window.scans,
+        report.coverage.sampling,
+    );
     // An empty sum would be -0.
     let rate = leaks.iter().fold(0.0, |sum, leak| sum + leak.growth.bytes_per_s.max(0.0));
     let available = report.memory.get("MemAvailable").map(|memory| memory.after_kb as f64 * 1_024.0);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use super::{
     finding::{
         AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof, Stack,
-        Survivors, Task,
+        Stayed, Survivors, Task,
     },
     kmemleak::KmemleakReport,
     reach::{HolderSide, LostStructure, OldPointers, ReachReport, ReachSide},

@@ -5,7 +5,9 @@ use leaktrace_common::{FAMILY_UNKNOWN_FREE, SITE_IGNORED, Site};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Tracer, names,
+    Tracer,
+    births::BirthTable,
+    names,
     records::{self, Share},
     scan::{Details, SiteLive},
     sites::{SiteTable, Sum},
@@ -69,6 +71,8 @@ fn counters(table: &SiteTable, index: usize, site: &Site) -> Sum {
 
 /// What the tables have of each site.
 pub(super) struct Parts {
+    /// When the live objects were allocated.
+    pub(super) births: BirthTable,
     counts: Vec<SiteLive>,
     details: Details,
     /// Objects by stack and process.
@@ -90,7 +94,8 @@ impl Parts {
     ) -> Result<Self> {
         let shares = records::by_site(std::mem::take(&mut details.groups));
         let callers = names::read_free_callers(&tracer.ebpf)?;
-        Ok(Self { counts, details, shares, callers, trusted, now_ns })
+        let births = std::mem::take(&mut details.births);
+        Ok(Self { births, counts, details, shares, callers, trusted, now_ns })
     }
 
     /// The record of the sites that are reported as one, and who allocated their objects.

@@ -1,6 +1,7 @@
 //! The tracer: loads and attaches the programs, looks at their tables each tick, and takes the
 //! last look when they are detached. The only user of aya.
 
+mod births;
 mod clock;
 pub mod cost;
 pub mod hooks;
@@ -27,6 +28,7 @@ mod sites;
 pub mod sizes;
 mod snapshot;
 mod subjects;
+mod tick;
 mod watch;
 
 use std::{
@@ -38,6 +40,10 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use leaktrace_common::{Bucket, Control, Counters, CpuState, Payload, Site, StackRecord};
 
+use self::{
+    births::Looks, cost::CostMeter, mapped::MappedArray, messages::Messages, nested::Wanted, peek::Peeker,
+    programs::Programs, sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
+};
 pub use self::{
     clock::monotonic_ns,
     cost::ProgramCost,
@@ -51,30 +57,10 @@ pub use self::{
     snapshot::{FreeCaller, Lost, SiteRecord, Snapshot, StackShare, TaskShare},
     watch::Stay,
 };
-use self::{
-    clock::thread_cpu, cost::CostMeter, mapped::MappedArray, messages::Messages, nested::Wanted,
-    peek::Peeker, programs::Programs, sites::SiteTable, sizes::Sizes, subjects::Subjects, watch::Watch,
-};
 use crate::{
     analysis::linkage::Linkage,
     kernel::{data::DataPlaces, layout::Layout, memory},
 };
-
-/// Part of an interval that scanning the table may take before only some of it is scanned...
-const SCAN_PART: u32 = 200;
-/// ...and part of a core that it may take at all, before it is done less often.
-const SCAN_SHARE: u32 = 100;
-/// Ticks in a row that count no survivors at most.
-const MOST_SKIPPED: u32 = 8;
-/// Most buckets of which one is looked at in a tick, when looking at all of them takes too long.
-const MAX_STRIDE: usize = 16;
-
-/// Sites whose stacks come first when the budget is short.
-const SUSPECTS: usize = 16;
-
-/// Age from which a note on an object that was handed to `kfree_rcu` is of no use: grace periods
-/// end within a fraction of that, and batches within some seconds.
-const PENDING: Duration = Duration::from_secs(20);
 
 /// How often it is asked whether a watched module has come.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
@@ -99,8 +85,9 @@ pub struct Tracer {
     memory: Option<memory::Map>,
     meter: CostMeter,
     started: Instant,
+    started_ns: u64,
     next_scan: Instant,
-    stride: usize,
+    looks: Looks,
     scans: u64,
     ticks: u64,
     slowest_scan: Duration,
@@ -169,8 +156,9 @@ impl Tracer {
             sizes,
             meter: CostMeter::default(),
             started: now,
+            started_ns: monotonic_ns(),
             next_scan: now,
-            stride: 1,
+            looks: Looks::default(),
             scans: 0,
             ticks: 0,
             slowest_scan: Duration::ZERO,
@@ -189,7 +177,7 @@ impl Tracer {
         self.programs.attach(&mut self.ebpf)?;
         self.sites.refresh();
         self.sites.forget_unknown_frees();
-        self.started = Instant::now();
+        (self.started, self.started_ns) = (Instant::now(), monotonic_ns());
         self.last_allocated = (self.started, 0);
         Ok(())
     }
@@ -231,25 +219,6 @@ impl Tracer {
         names::read_overflow(&self.ebpf).is_ok() && self.costs().is_ok()
     }
 
-    /// Looks at the tables: counts, growth, and what has to be adjusted.
-    ///
-    /// # Errors
-    /// When the kernel refuses a look.
-    pub fn tick(&mut self) -> Result<Tick> {
-        self.ticks += 1;
-        self.watch.update(&self.control.read(0));
-        self.sites.refresh();
-        self.sites.locate(&self.stacks, self.watch.stays());
-        let totals = self.sites.totals();
-        self.adjust_stacks(totals.allocated);
-        self.programs.miss_fewer(&mut self.ebpf, Wanted::Missing)?;
-        if Instant::now() >= self.next_scan {
-            self.scan()?;
-        }
-        self.adjust_sampling(totals.live)?;
-        Ok(Tick { sampling: 1 << self.sample_shift(), ..totals })
-    }
-
     /// Waits for an RCU grace period: what was given to RCU before is being freed then.
     pub fn wait_for_grace_period(&self) {
         load::wait_for_programs();
@@ -264,35 +233,6 @@ impl Tracer {
     pub fn describe(&self, site: u32) -> (u64, String, String, u32) {
         let trusted = self.control.read(0).page_lookups_wrong == 0;
         self.sites.describe(site as usize, trusted)
-    }
-
-    /// Counts survivors, in a part of the table where it is large: so that it can be done with every tick,
-    /// and costs no more than a small share of a core.
-    fn scan(&mut self) -> Result<()> {
-        let (begun, cpu_before) = (Instant::now(), thread_cpu());
-        let seconds = self.started.elapsed().as_secs_f64();
-        let born_before = monotonic_ns().saturating_sub(self.settings.min_age.as_nanos() as u64);
-        let overflow = self.overflowed()?;
-        let stays = self.watch.stays();
-        self.subjects.learn(&self.sites, &*self.attribute, stays);
-        let counts = scan::count(&self.live, &overflow, self.subjects.split(), born_before, self.stride);
-        self.subjects.push(seconds, &counts, &self.sites, &self.stacks, &*self.attribute, stays);
-        self.sites.suspect(&self.subjects.most_growing(|site| self.sites.object_size(site), SUSPECTS));
-        self.forget_pending(PENDING)?;
-        self.scans += 1;
-        self.slowest_scan = self.slowest_scan.max(begun.elapsed());
-        // Of the time on the clock, others may have had the most, or the machine was suspended.
-        let took = thread_cpu().saturating_sub(cpu_before);
-        let allowed = self.settings.interval / SCAN_PART;
-        if took > allowed && self.stride < MAX_STRIDE {
-            self.stride *= 2;
-        } else if took * 4 < allowed && self.stride > 1 {
-            self.stride /= 2;
-        }
-        // What still takes too long is done less often; but a tick that comes a little early is in time.
-        let pause = (took * SCAN_SHARE).saturating_sub(self.settings.interval / 2);
-        self.next_scan = begun + pause.min(self.settings.interval * MOST_SKIPPED);
-        Ok(())
     }
 
     /// Objects in the overflow map; a map that is empty costs no system call.
@@ -322,6 +262,17 @@ impl Tracer {
         self.programs.detach(&mut self.ebpf)?;
         self.last = Some(last);
         Ok(())
+    }
+
+    /// Counts survivors once more, and takes a whole look at the tables: for a trace that ends here while its programs go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub fn snapshot_at_the_end(&mut self) -> Result<Snapshot> {
+        self.sites.refresh();
+        self.sites.locate(&self.stacks, self.watch.stays());
+        self.scan()?;
+        self.snapshot()
     }
 
     /// Takes a whole look at the tables: the last one if the programs are detached.

@@ -5,7 +5,9 @@ use std::cmp::Reverse;
 use rustc_hash::FxHashMap;
 
 use super::{
-    Tracer, names,
+    Tracer,
+    births::ByOwner,
+    names,
     processes::People,
     scan::{self, Group},
     snapshot::{SiteRecord, StackShare, TaskShare},
@@ -39,12 +41,18 @@ pub(super) fn most<K: Ord + Copy>(counts: FxHashMap<K, u64>, limit: usize) -> Ve
     counts
 }
 
+/// When the objects were allocated that live at a time, in seconds since the start.
+pub(super) struct Cohorts {
+    pub(super) births: ByOwner,
+    pub(super) now_s: f64,
+}
+
 /// Completes a record, and splits it by responsible callers where the site allocates for others.
 pub(super) fn complete(
     tracer: &mut Tracer,
     record: SiteRecord,
     shares: &[Share],
-    people: &mut People,
+    (people, cohorts): (&mut People, &mut Cohorts),
     now_ns: u64,
     out: &mut Vec<SiteRecord>,
 ) {
@@ -58,7 +66,7 @@ pub(super) fn complete(
     if owners.is_empty() {
         let shares = if split { &without } else { shares };
         let series = tracer.subjects.series(record.site, 0);
-        out.push(filled(tracer, record, shares, series, people));
+        out.push(filled(tracer, record, shares, series, (people, cohorts)));
         return;
     }
     let known = total(owners.values().flatten());
@@ -87,7 +95,7 @@ pub(super) fn complete(
         let factor = if series.last() > 0.0 { one.survivors as f64 / series.last() } else { 1.0 };
         // The series has what was seen with a stack; how many have one changes little.
         let series = series.scaled(factor.clamp(1.0, 1e6));
-        out.push(filled(tracer, one, &shares, series, people));
+        out.push(filled(tracer, one, &shares, series, (people, cohorts)));
     }
 }
 
@@ -109,7 +117,7 @@ fn filled(
     mut record: SiteRecord,
     shares: &[Share],
     series: super::series::Series,
-    people: &mut People,
+    (people, cohorts): (&mut People, &mut Cohorts),
 ) -> SiteRecord {
     let (mut tasks, mut stacks): (FxHashMap<u32, u64>, FxHashMap<u32, u64>) = Default::default();
     let (mut survivors, mut held) = (0, 0);
@@ -136,17 +144,15 @@ fn filled(
         .collect();
     record.objects.truncate(scan::OBJECTS_PER_SITE);
     record.samples.truncate(SAMPLES);
-    // What turned out to be others' pages was counted with every tick.
+    // What turned out to be others' pages was counted with every tick, and at earlier looks.
     let counted = record.seen + record.excluded_survivors;
-    let factor = if tracer.stride > 1 && record.owner.is_none() && series.last() > 0.0 {
-        // The ticks looked at some buckets only: the same ones each time, so the whole count of the last look
-        // tells what share of this site's objects they have.
-        (record.survivors as f64 / series.last()).clamp(0.25, 4.0)
-    } else if record.excluded_survivors > 0 {
-        record.seen as f64 / counted as f64
-    } else {
-        1.0
-    };
+    let factor = if record.excluded_survivors > 0 { record.seen as f64 / counted as f64 } else { 1.0 };
     record.series = series.scaled(factor);
+    let subject = (record.site, record.owner.unwrap_or(0));
+    record.births = cohorts.births.remove(&subject).unwrap_or_default();
+    if record.excluded_survivors == 0 {
+        let min_age_s = tracer.settings.min_age.as_secs_f64();
+        record.stay = tracer.looks.stay(subject, &record.births, cohorts.now_s, min_age_s);
+    }
     record
 }

@@ -102,6 +102,7 @@ impl Tracer {
         names::purge_overflow(&mut self.ebpf, &self.control, shift, &mut kept)
             .context("cannot purge the overflow map")?;
         self.sites.begin_epoch(&sums, &kept, shift - before);
+        self.looks.forget();
         self.lost_before = self.control.read(0).overflow_lost;
         Ok(())
     }

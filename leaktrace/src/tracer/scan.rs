@@ -6,7 +6,7 @@ use leaktrace_common::{
 use leaktrace_ebpf::{atomic, live};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::mapped::MappedArray;
+use super::{births::BirthTable, mapped::MappedArray};
 
 /// Objects listed for each site, the oldest ones.
 pub const OBJECTS_PER_SITE: usize = 8;
@@ -74,6 +74,8 @@ pub struct Details {
     pub oldest: FxHashMap<u32, Vec<LiveObject>>,
     /// Survivors of each site, a sample: those with the smallest hashes of their addresses.
     pub samples: FxHashMap<u32, Vec<(u64, LiveObject)>>,
+    /// When they were allocated.
+    pub births: BirthTable,
     /// Objects that were passed over, and the survivors among them, by site.
     pub excluded: FxHashMap<u32, (u64, u64)>,
     /// Objects by site, stack, and the number of instants given that they are older than; with bytes.
@@ -91,6 +93,8 @@ pub struct Question<'a> {
     pub split: &'a [bool],
     /// Instants, ascending, at which watched modules were removed.
     pub removals_ns: &'a [u64],
+    /// The start of the trace, and now.
+    pub window_ns: (u64, u64),
 }
 
 /// What a quick look at the table shows.
@@ -102,30 +106,33 @@ pub struct Counts {
     pub split: FxHashMap<(u32, u32), u64>,
 }
 
-/// Counts the live objects of each site, in one of `stride` buckets: which bucket an object is in is
-/// as good as chance, and the counts are scaled.
+/// Counts the live objects of each site.
 pub fn count(
     table: &MappedArray<Bucket>,
     overflow: &[(u64, Payload)],
     split: &[bool],
     born_before_ns: u64,
-    stride: usize,
 ) -> Counts {
     let mut counts = Counts { sites: vec![SiteLive::default(); split.len()], split: FxHashMap::default() };
-    let scale = stride as u64;
-    visit(table, overflow, stride, |_, payload| {
+    visit(table, overflow, |_, payload| {
         add(&mut counts.sites, &payload, born_before_ns);
         if payload.time_ns <= born_before_ns && split.get(payload.site as usize) == Some(&true) {
-            *counts.split.entry((payload.site, payload.stack)).or_default() += scale;
+            *counts.split.entry((payload.site, payload.stack)).or_default() += 1;
         }
     });
-    for site in counts.sites.iter_mut().filter(|site| scale > 1 && site.objects > 0) {
-        site.objects *= scale;
-        site.survivors *= scale;
-        site.bytes *= scale;
-        site.survivor_bytes *= scale;
-    }
     counts
+}
+
+/// Notes of all live objects when they were allocated; `window_ns` is the start of the trace, and now.
+pub fn births(
+    table: &MappedArray<Bucket>,
+    overflow: &[(u64, Payload)],
+    split: &[bool],
+    window_ns: (u64, u64),
+) -> BirthTable {
+    let mut births = BirthTable::new(split.len(), window_ns);
+    visit(table, overflow, |_, payload| births.add(&payload, split));
+    births
 }
 
 /// Counts the live objects of each site and notes who allocated them.
@@ -136,7 +143,8 @@ pub fn detail(
     question: &Question<'_>,
 ) -> (Vec<SiteLive>, Details) {
     let mut counts = vec![SiteLive::default(); sites];
-    let mut details = Details::default();
+    let births = BirthTable::new(sites, question.window_ns);
+    let mut details = Details { births, ..Details::default() };
     // Neighbours in the table are no neighbours in time, but a leaking site has most of the
     // table: the last group is often the next one's too.
     let mut last = ((0, 0, 0), Group::default());
@@ -144,7 +152,7 @@ pub fn detail(
     let mut thresholds = vec![u64::MAX; sites];
     // The largest of the smallest hashes that a site's sample holds, once it is full.
     let mut largest = vec![u64::MAX; sites];
-    visit(table, overflow, 1, |key, payload| {
+    visit(table, overflow, |key, payload| {
         let old = payload.time_ns <= question.born_before_ns;
         if let Some(excluded) = question.excluded
             && excluded.contains(&decode_address(key))
@@ -158,6 +166,7 @@ pub fn detail(
         if payload.size & FRAGMENT != 0 {
             return;
         }
+        details.births.add(&payload, question.split);
         if !question.removals_ns.is_empty() {
             let later = question.removals_ns.partition_point(|&removed| removed < payload.time_ns);
             let left = details.left.entry((payload.site, payload.stack, later)).or_default();
@@ -259,7 +268,7 @@ pub fn addresses(
     of: impl Fn(u32) -> bool,
 ) -> Vec<u64> {
     let mut found = Vec::new();
-    visit(table, overflow, 1, |key, payload| {
+    visit(table, overflow, |key, payload| {
         if of(payload.site) {
             found.push(decode_address(key));
         }
@@ -273,7 +282,7 @@ pub fn each(
     overflow: &[(u64, Payload)],
     mut with: impl FnMut(u32, &LiveObject),
 ) {
-    visit(table, overflow, 1, |key, payload| {
+    visit(table, overflow, |key, payload| {
         if payload.size & FRAGMENT == 0 && payload.site != SITE_PENDING {
             let object = LiveObject {
                 address: decode_address(key),
@@ -294,7 +303,7 @@ pub fn some_objects(
     wanted: impl Fn(&Payload) -> bool,
 ) -> Vec<(u64, u32)> {
     let mut found = Vec::new();
-    visit(table, overflow, 1, |key, payload| {
+    visit(table, overflow, |key, payload| {
         if found.len() < limit && wanted(&payload) {
             found.push((decode_address(key), payload.site));
         }
@@ -302,15 +311,9 @@ pub fn some_objects(
     found
 }
 
-/// Calls `with` for each object once, in one of `stride` buckets: the table's, and those of the
-/// overflow map that it does not have.
-fn visit(
-    table: &MappedArray<Bucket>,
-    overflow: &[(u64, Payload)],
-    stride: usize,
-    mut with: impl FnMut(u64, Payload),
-) {
-    for index in (0..table.len()).step_by(stride) {
+/// Calls `with` for each object once: the table's, and those of the overflow map that it does not have.
+fn visit(table: &MappedArray<Bucket>, overflow: &[(u64, Payload)], mut with: impl FnMut(u64, Payload)) {
+    for index in 0..table.len() {
         let bucket = table.at(index);
         for slot in 0..BUCKET_SLOTS {
             // SAFETY: the bucket is mapped, and programs follow the same rules.
@@ -320,9 +323,7 @@ fn visit(
         }
     }
     for &(key, payload) in overflow {
-        let hash = leaktrace_common::address_hash(decode_address(key));
-        let bucket = (hash >> leaktrace_common::BUCKET_SHIFT) as usize & (table.len() - 1);
-        if bucket.is_multiple_of(stride) && !contains(table, key) {
+        if !contains(table, key) {
             with(key, payload);
         }
     }

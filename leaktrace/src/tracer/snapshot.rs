@@ -14,12 +14,13 @@ use super::{
     monotonic_ns, names, page_uses,
     processes::People,
     programs::HookState,
-    records,
+    records::{self, Cohorts},
     scan::{self, LiveObject, Question},
     series::Series,
     sizes::Sizes,
     watch::Stay,
 };
+use crate::analysis::{births::Births, growth};
 
 /// What was missed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +112,10 @@ pub struct SiteRecord {
     pub free_callers: Vec<FreeCaller>,
     /// Survivors over time.
     pub series: Series,
+    /// When the live objects were allocated, of those that are tracked.
+    pub births: Births,
+    /// What became of the survivors of an earlier look.
+    pub stay: Option<growth::Stay>,
     /// Survivors that were really seen.
     pub seen: u64,
     /// Survivors that are others' pages, as the kernel says, and not counted.
@@ -202,17 +207,22 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
         excluded: Some(&excluded).filter(|pages| !pages.is_empty()),
         split: tracer.subjects.split(),
         removals_ns: &removals,
+        window_ns: (tracer.started_ns, now),
     };
     let (counts, details) = scan::detail(&tracer.live, &overflow, tracer.sites.len(), &question);
     let trusted = control.page_lookups_wrong == 0;
     let Merged { groups, unknown_frees, implicit_frees } = Merged::of(&tracer.sites, trusted);
     let left = left::behind(tracer, &details, trusted);
     let mut parts = Parts::read(tracer, counts, details, trusted, now)?;
+    let mut cohorts = Cohorts {
+        births: tracer.by_owner(&std::mem::take(&mut parts.births)),
+        now_s: now.saturating_sub(tracer.started_ns) as f64 / 1e9,
+    };
     let mut people = People::new(names::read_tasks(&tracer.ebpf)?);
     let mut sites = Vec::with_capacity(groups.len());
     for (first, members) in groups {
         let (record, shares) = parts.merge(tracer, first, &members);
-        records::complete(tracer, record, &shares, &mut people, now, &mut sites);
+        records::complete(tracer, record, &shares, (&mut people, &mut cohorts), now, &mut sites);
     }
     Ok(Snapshot {
         duration: last.duration,
@@ -234,7 +244,7 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
         costs: last.costs,
         modules: tracer.settings.modules.clone(),
         stays: tracer.watch.stays().to_vec(),
-        started_ns: now.saturating_sub(tracer.started.elapsed().as_nanos() as u64),
+        started_ns: tracer.started_ns,
         left,
         module_events_missed: tracer.watch.missed(),
         page_uses_error,

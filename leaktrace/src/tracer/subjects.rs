@@ -5,6 +5,7 @@ use leaktrace_common::StackRecord;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
+    births::{BirthTable, ByOwner},
     mapped::MappedArray,
     names,
     scan::Counts,
@@ -65,6 +66,31 @@ impl Subjects {
             let frames = names::read_stack(stacks, stack, call_site);
             attribute.responsible(&frames, stays).unwrap_or(0)
         })
+    }
+
+    /// Puts births together by responsible callers.
+    pub fn births(
+        &mut self,
+        table: &BirthTable,
+        sites: &SiteTable,
+        stacks: &MappedArray<StackRecord>,
+        attribute: &dyn Attribute,
+        stays: &[Stay],
+    ) -> ByOwner {
+        let mut by_owner = ByOwner::default();
+        for (index, bins) in table.sites.iter().enumerate() {
+            if let Some(bins) = bins {
+                by_owner.entry((sites.first(index), 0)).or_default().add(&table.births(bins));
+            }
+        }
+        for (&(site, stack), bins) in &table.split {
+            let index = site as usize;
+            let owner = self.owner(stacks, (stack, sites.call_site_of(index)), attribute, stays);
+            if owner != 0 {
+                by_owner.entry((sites.first(index), owner)).or_default().add(&table.births(bins));
+            }
+        }
+        by_owner
     }
 
     /// Notes the survivors of a tick.

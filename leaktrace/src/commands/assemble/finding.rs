@@ -7,7 +7,7 @@ use crate::{
     analysis::{accounts::Agreement, lifetime, verdict},
     report::model::{
         AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Proof, ReachSide,
-        Stack, Survivors, Task,
+        Stack, Stayed, Survivors, Task,
     },
     tracer::{SiteRecord, Snapshot},
 };
@@ -121,9 +121,21 @@ fn growth(judged: &Judged<'_>) -> Growth {
     let (growth, size) = (&judged.evidence.growth, f64::from(judged.site.object_size));
     Growth {
         bytes_per_s: growth.per_s * size,
-        p_value: (growth.ticks >= 4).then_some(growth.p_value),
-        ticks: growth.ticks,
+        bytes_per_s_error: growth.error_per_s * size,
+        p_value: None,
+        ticks: judged.site.series.points().len(),
         shape: growth.shape.word().into(),
+        sure: growth.surely(),
+        sustained_s: growth.sustained_s,
+        born_in: growth.born_in,
+        parts: growth.bins,
+        walk: growth.walk,
+        stayed: growth.stay.map(|stay| Stayed {
+            aged: stay.aged,
+            freed: stay.died,
+            watched_s: stay.watched_s,
+            lives_on_s: stay.lives_on_s(),
+        }),
         points: judged
             .site
             .series

@@ -9,7 +9,7 @@ use crate::{
     analysis::{
         blame::{self, Context, Function},
         crosscheck::{self, Agreement, Check, Processors, Traced},
-        growth,
+        growth::{self, Growth, Seen},
         holders::{self, Holder},
         lifetime,
         linkage::Linkage,
@@ -290,7 +290,9 @@ fn is_reclaimable(surroundings: &Surroundings, cache: &str) -> bool {
 }
 
 fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings) -> Evidence {
-    let points: Vec<_> = site.series.points().collect();
+    let growth = growth(site, snapshot, surroundings);
+    // Lifetimes are of all callers of a site that allocates for others; what this one's do is known, then.
+    let lifetimes = Some(&site.lifetimes).filter(|_| site.owner.is_none() || !growth.stays());
     let in_memory = !matches!(site.family, "vmalloc" | "percpu");
     Evidence {
         allocated: site.allocated,
@@ -298,10 +300,10 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
         survivors: site.survivors,
         seen: site.seen,
         object_size: site.object_size,
-        growth: growth::measure(&points),
+        growth,
         min_age_s: surroundings.scope.min_age.as_secs_f64(),
         window_s: snapshot.duration.as_secs_f64(),
-        lifetime_s: lifetime::percentile_us(&site.lifetimes, 0.999).map(|us| us / 1e6),
+        lifetime_s: lifetimes.and_then(|all| lifetime::percentile_us(all, 0.999)).map(|us| us / 1e6),
         reclaimable: is_reclaimable(surroundings, &site.cache),
         shaken: None,
         replaces: false,
@@ -316,6 +318,20 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
         linkage: None,
         proven: surroundings.proven(site),
     }
+}
+
+/// How a site's survivors grow.
+fn growth(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings) -> Growth {
+    let levels: Vec<_> = site.series.points().collect();
+    growth::measure(&Seen {
+        births: Some(&site.births),
+        now_s: snapshot.duration.as_secs_f64(),
+        min_age_s: surroundings.scope.min_age.as_secs_f64(),
+        stay: site.stay,
+        levels: &levels,
+        frees: site.freed > 0,
+        scale: if site.seen == 0 { 1.0 } else { site.survivors as f64 / site.seen as f64 },
+    })
 }
 
 /// Frees of a family that were missed because their program was busy on that CPU.

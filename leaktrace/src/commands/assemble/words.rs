@@ -6,7 +6,7 @@ use crate::{
         crosscheck::Check,
         growth::Shape,
         lifetime,
-        verdict::{self, Open, Verdict},
+        verdict::{self, Evidence, FEWEST_SUSPECT, Open, Verdict},
     },
     commands::surroundings::Scope,
     report::model::{AccountSide, Frame, FreedBy},
@@ -25,6 +25,7 @@ pub(super) fn evidence(
     let mut words = vec![survivors(judged, snapshot, call_site, scope)];
     words.extend(lifetimes(judged));
     words.push(growth(judged));
+    words.extend(stays(judged, scope));
     if judged.evidence.replaces {
         words.push(
             "the cache lost older objects meanwhile, whose place these may take: a longer run tells"
@@ -115,25 +116,41 @@ fn lifetimes(judged: &Judged<'_>) -> Option<String> {
 
 fn growth(judged: &Judged<'_>) -> String {
     let growth = &judged.evidence.growth;
-    let rate = growth.per_s * f64::from(judged.site.object_size);
+    let size = f64::from(judged.site.object_size);
     match growth.shape {
         Shape::Steady | Shape::Bursty => format!(
-            "grows {} by {}/s, {} over {} ticks, for {}",
+            "{} {} by {}/s, give or take {}/s, in {} of {} parts of the time, for {}",
+            if growth.surely() { "grows" } else { "seems to grow" },
             if growth.shape == Shape::Steady { "steadily" } else { "in bursts" },
-            units::bytes(rate),
-            chance(growth.p_value),
-            growth.ticks,
+            units::bytes(growth.per_s * size),
+            units::bytes(growth.error_per_s * size),
+            growth.born_in,
+            growth.bins,
             units::seconds(growth.sustained_s)
         ),
         Shape::Step => "grew once, in one step".to_owned(),
         Shape::Plateau => "has stopped growing, or never grew".to_owned(),
-        Shape::Sawtooth => "rises and falls".to_owned(),
-        Shape::Unclear => "too few ticks to see a growth".to_owned(),
+        Shape::Sawtooth => "does not stay: what survives is freed in the end".to_owned(),
+        Shape::Unclear => "too little time to see a growth".to_owned(),
     }
 }
 
-fn chance(p: f64) -> String {
-    if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {p:.3}") }
+/// What became of those that had come of age when it was looked before.
+fn stays(judged: &Judged<'_>, scope: Scope) -> Option<String> {
+    let stay = judged.evidence.growth.stay.filter(|stay| stay.aged >= FEWEST_SUSPECT)?;
+    let (aged, watched) = (units::count(stay.aged), units::seconds(stay.watched_s));
+    let age = units::seconds(scope.min_age.as_secs_f64());
+    if stay.died > 0 {
+        return Some(format!(
+            "of {aged} that were older than {age} {watched} ago {} were freed since",
+            units::count(stay.died)
+        ));
+    }
+    let lives_on = stay.lives_on_s().map(units::seconds).unwrap_or_default();
+    Some(format!(
+        "none of {aged} that were older than {age} {watched} ago was freed since: such objects live on for {lives_on} or more on \
+         average (95 %)"
+    ))
 }
 
 fn slabinfo(judged: &Judged<'_>) -> Option<String> {
@@ -208,6 +225,20 @@ pub(super) fn open(
     (open, settle)
 }
 
+/// What may be chance.
+fn uncertain(evidence: &Evidence) -> String {
+    match (evidence.growth.walk, evidence.growth.stays()) {
+        (_, false) => "too few of them were watched for long enough to be sure that they stay".to_owned(),
+        (Some(walk), true) => {
+            let cases = units::count((1.0 / walk) as u64);
+            format!(
+                "the growth may be chance: what comes and goes at random would rise as much in 1 of {cases} cases"
+            )
+        }
+        (None, true) => "their number was not counted often enough to tell a growth from chance".to_owned(),
+    }
+}
+
 /// A run of so many seconds, with the filter that fits.
 fn longer(judged: &Judged<'_>, module: Option<&str>, duration: &str) -> String {
     let filter = match (module, judged.site.family) {
@@ -231,9 +262,10 @@ fn one(
         Open::Few => (format!("{} survivors are too few to be sure", units::count(evidence.seen)), longer("5m")),
         Open::Short => (
             format!(
-                "it has been seen to grow for {} only, over {} ticks",
+                "it has been seen to grow for {} only, in {} of {} parts of the time",
                 units::seconds(evidence.growth.sustained_s),
-                evidence.growth.ticks
+                evidence.growth.born_in,
+                evidence.growth.bins
             ),
             longer(if snapshot.duration.as_secs() < 60 { "60s" } else { "5m" }),
         ),
@@ -241,7 +273,7 @@ fn one(
             "it is the kernel's own code, where growth has many good reasons: that takes a longer look".to_owned(),
             longer("5m"),
         ),
-        Open::Uncertain => ("the growth may be chance".to_owned(), longer("5m")),
+        Open::Uncertain => (uncertain(evidence), longer("5m")),
         Open::LongLived => (
             format!(
                 "objects of this site may live for {}",

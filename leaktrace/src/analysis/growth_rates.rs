@@ -1,0 +1,203 @@
+//! How often innocents are called growing, and leaks are not: by simulation, since it is what verdicts stand on.
+
+use fastrand::Rng;
+
+use super::{
+    growth::{
+        Growth,
+        tests::{NEVER, Run},
+    },
+    verdict,
+};
+
+fn exponential(rng: &mut Rng, mean: f64) -> f64 {
+    -mean * (1.0 - rng.f64()).ln()
+}
+
+/// Times of so many events a second by chance.
+fn poisson(rng: &mut Rng, rate: f64, seconds: f64) -> Vec<f64> {
+    let (mut at, mut times) = (0.0, Vec::new());
+    loop {
+        at += exponential(rng, 1.0 / rate);
+        if at >= seconds {
+            return times;
+        }
+        times.push(at);
+    }
+}
+
+/// Who is freed when one goes.
+#[derive(Clone, Copy)]
+enum Order {
+    First,
+    Last,
+    Any,
+}
+
+/// A number of objects that goes up and down by chance, in steps of so many: the trace begins in the middle of it, so some
+/// that are freed are older. (Where many are, new ones stand for old ones: `verdict::replaces` asks that of the cache.)
+fn walk(rng: &mut Rng, seconds: f64, step: usize, order: Order) -> Vec<(f64, f64)> {
+    let rate = 1.0 + rng.f64() * 4.0;
+    let (mut objects, mut live): (Vec<(f64, f64)>, std::collections::VecDeque<usize>) = Default::default();
+    let mut older = if matches!(order, Order::Any) { 3 } else { 1_000 };
+    for at in poisson(rng, rate, seconds) {
+        let up = rng.bool();
+        for _ in 0..step {
+            if up {
+                live.push_back(objects.len());
+                objects.push((at, NEVER));
+                continue;
+            }
+            let freed = match order {
+                Order::Any if rng.usize(0..older + live.len() + 1) <= older => None,
+                Order::First => live.pop_front(),
+                Order::Last => live.pop_back(),
+                Order::Any => live.swap_remove_back(rng.usize(0..live.len())),
+            };
+            match freed {
+                Some(index) => objects[index].1 = at,
+                None => older = older.saturating_sub(1),
+            }
+        }
+    }
+    objects
+}
+
+/// One innocent of each kind, by chance.
+fn innocent(rng: &mut Rng, kind: usize, seconds: f64) -> Vec<(f64, f64)> {
+    let rate = 0.5 + rng.f64() * 8.0;
+    let times = |rng: &mut Rng| poisson(rng, rate, seconds);
+    match kind {
+        0 => walk(rng, seconds, 1, Order::Last),
+        1 => walk(rng, seconds, 1, Order::Any),
+        2 => walk(rng, seconds, 10, Order::Last),
+        // A pool that is full after half of the time, and gives what it has by turns.
+        3 | 4 => {
+            let order = if kind == 3 { Order::First } else { Order::Last };
+            let size = (seconds * rate * (0.05 + rng.f64() * 0.35)) as usize + 1;
+            let (mut objects, mut live): (Vec<(f64, f64)>, std::collections::VecDeque<usize>) =
+                Default::default();
+            for at in times(rng) {
+                if live.len() >= size {
+                    let gone = if matches!(order, Order::First) { live.pop_front() } else { live.pop_back() };
+                    objects[gone.expect("it is full")].1 = at;
+                }
+                live.push_back(objects.len());
+                objects.push((at, NEVER));
+            }
+            objects
+        }
+        // Lifetimes by chance.
+        5 => {
+            let mean = seconds * (0.001 + rng.f64() * 0.3);
+            times(rng).into_iter().map(|at| (at, at + exponential(rng, mean))).collect()
+        }
+        // Lifetimes without a mean.
+        6 => {
+            let least = seconds * (0.0001 + rng.f64() * 0.03);
+            let power = 0.6 + rng.f64();
+            times(rng).into_iter().map(|at| (at, at + least * (1.0 - rng.f64()).powf(-1.0 / power))).collect()
+        }
+        // All at once, now and then.
+        7 => {
+            let period = seconds * (0.02 + rng.f64() * 0.43);
+            let from = rng.f64() * period;
+            times(rng)
+                .into_iter()
+                .map(|at| (at, from + ((at - from) / period).floor() * period + period))
+                .collect()
+        }
+        // Batches that live for a while.
+        8 => {
+            let (size, mean) = (rng.usize(2..60), seconds * (0.005 + rng.f64() * 0.25));
+            let times = poisson(rng, rate / size as f64 + 6.0 / seconds, seconds);
+            times
+                .into_iter()
+                .flat_map(|at| {
+                    let freed = at + exponential(rng, mean);
+                    std::iter::repeat_n((at, freed), size)
+                })
+                .collect()
+        }
+        // What is allocated once, in the first half.
+        _ => {
+            let filled = seconds * (0.02 + rng.f64() * 0.48);
+            times(rng).into_iter().filter(|at| *at < filled).map(|at| (at, NEVER)).collect()
+        }
+    }
+}
+
+const KINDS: [&str; 10] = [
+    "a walk, last in first out",
+    "a walk, any out",
+    "a walk in steps of ten",
+    "a pool, first in first out",
+    "a pool, last in first out",
+    "exponential lifetimes",
+    "heavy tails",
+    "periodic frees",
+    "batches",
+    "a pool that fills up",
+];
+
+fn measured(rng: &mut Rng, seconds: f64, objects: Vec<(f64, f64)>) -> Growth {
+    let look = 0.44 + rng.f64() * 0.22;
+    Run { seconds, objects }.measured(look, (seconds / 4.0).min(5.0))
+}
+
+/// Ticks of a window, short ones the more often.
+fn window(rng: &mut Rng) -> f64 {
+    20.0 * 180.0_f64.powf(rng.f64().powi(2))
+}
+
+#[test]
+fn innocents_hardly_ever_grow() {
+    const RUNS: usize = 4_000;
+    let mut rng = Rng::with_seed(17);
+    let (mut surely, mut seemingly) = (0, 0);
+    for (kind, name) in KINDS.iter().enumerate() {
+        let (mut sure, mut seeming) = (0, 0);
+        for _ in 0..RUNS {
+            let seconds = window(&mut rng).round();
+            let objects = innocent(&mut rng, kind, seconds);
+            let growth = measured(&mut rng, seconds, objects);
+            sure += usize::from(growth.surely());
+            seeming += usize::from(growth.grows());
+        }
+        println!("{name}: of {RUNS}, {sure} surely grow, {seeming} seem to");
+        surely += sure;
+        seemingly += seeming;
+    }
+    let all = RUNS * KINDS.len();
+    println!("of {all}, {surely} surely grow, {seemingly} seem to");
+    assert!(surely * 10_000 <= all, "{surely} of {all}");
+}
+
+#[test]
+fn leaks_above_the_floor_are_found() {
+    let mut rng = Rng::with_seed(18);
+    for (seconds, busy) in
+        [(20.0, false), (45.0, false), (45.0, true), (60.0, false), (60.0, true), (300.0, true)]
+    {
+        let min_age = 5.0_f64.min(seconds / 4.0);
+        let floor = verdict::detection_floor(seconds, min_age, seconds as u64, 1).expect("long enough");
+        let found = |rng: &mut Rng, rate: f64| {
+            (0..400)
+                .filter(|_| {
+                    let mut objects: Vec<_> =
+                        poisson(rng, rate, seconds).into_iter().map(|at| (at, NEVER)).collect();
+                    // What others of the same site take, and give back.
+                    let others = if busy { poisson(rng, 20.0, seconds) } else { Vec::new() };
+                    objects.extend(others.into_iter().map(|at| (at, at + exponential(rng, 0.02))));
+                    measured(rng, seconds, objects).grows()
+                })
+                .count()
+        };
+        let (above, below) = (found(&mut rng, floor * 1.05), found(&mut rng, floor / 4.0));
+        println!(
+            "{seconds} s: of 400 leaks of {floor:.3} objects a second {above} are found, of a quarter of that {below}"
+        );
+        assert!(above >= 380, "{above} of 400 in {seconds} s");
+        assert!(below < 300, "the floor is far too high: {below} of 400 in {seconds} s");
+    }
+}
