@@ -14,13 +14,13 @@ use super::{
 };
 use crate::report::model::Frame;
 
-/// Loads of watched modules whose symbols are kept.
+/// Loads of modules whose symbols are kept.
 const LEARNED: usize = 64;
 
 /// Everything that can say where an address lies.
 pub struct Places {
     before: Arc<Symbols>,
-    /// Watched modules while they were loaded, the latest first, with where their code was.
+    /// Modules that came meanwhile, the latest first, with where their code was.
     learned: Vec<(Symbols, Vec<Range<u64>>)>,
     /// Read again when modules came or went.
     after: Option<Symbols>,
@@ -30,6 +30,8 @@ pub struct Places {
     modules: Option<File>,
     /// What was loaded when symbols were read last.
     modules_seen: String,
+    /// What was loaded when new modules were asked for last.
+    noticed: String,
 }
 
 impl Places {
@@ -38,15 +40,51 @@ impl Places {
         let modules = File::open(root.join("proc/modules")).ok();
         let modules_seen = modules.as_ref().map(loaded).unwrap_or_default();
         let kallsyms = Kallsyms::open(root).ok();
-        Self { before: symbols, learned: Vec::new(), after: None, debug, kallsyms, modules, modules_seen }
+        let noticed = modules_seen.clone();
+        Self {
+            before: symbols,
+            learned: Vec::new(),
+            after: None,
+            debug,
+            kallsyms,
+            modules,
+            modules_seen,
+            noticed,
+        }
+    }
+
+    /// Notices modules that have come since the last call, and learns their symbols: they may be gone at the end. Those that
+    /// are watched are learnt as soon as they are loaded.
+    pub fn notice(&mut self) {
+        let now = self.modules.as_ref().map(loaded).unwrap_or_default();
+        if now == self.noticed {
+            return;
+        }
+        let new: Vec<String> = now
+            .lines()
+            .filter(|line| !self.noticed.lines().any(|known| known == *line))
+            .filter_map(|line| line.split(' ').next().map(str::to_owned))
+            .collect();
+        self.noticed = now;
+        if new.is_empty() {
+            return;
+        }
+        if let Some(Ok(symbols)) = self.kallsyms.as_ref().map(|kallsyms| kallsyms.of_modules(&new)) {
+            let code = new.iter().flat_map(|module| symbols.pages_of(module)).collect();
+            self.keep(symbols, code);
+        }
     }
 
     /// Learns the symbols of modules that were just loaded, and may be gone at the end.
     pub fn learn(&mut self, modules: &[String], code: Vec<Range<u64>>) {
         if let Some(Ok(symbols)) = self.kallsyms.as_ref().map(|kallsyms| kallsyms.of_modules(modules)) {
-            self.learned.insert(0, (symbols, code));
-            self.learned.truncate(LEARNED);
+            self.keep(symbols, code);
         }
+    }
+
+    fn keep(&mut self, symbols: Symbols, code: Vec<Range<u64>>) {
+        self.learned.insert(0, (symbols, code));
+        self.learned.truncate(LEARNED);
     }
 
     /// Reads the symbols again if other modules are loaded than at the last reading.

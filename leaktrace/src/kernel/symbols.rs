@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead as _, BufReader, Seek as _},
+    ops::Range,
     path::Path,
 };
 
@@ -20,6 +21,10 @@ struct Symbol {
     module: u16,
 }
 
+/// Bytes behind which an address has nothing to do with a symbol.
+const FAR: u64 = 1 << 20;
+const PAGE: u64 = 4_096;
+
 /// What kallsyms calls symbols of code, and of data (`nm(1)`).
 const CODE: &str = "tTwW";
 const DATA: &str = "dDbBrRaAvV";
@@ -29,6 +34,8 @@ pub struct Symbols {
     table: Vec<Symbol>,
     names: String,
     modules: Vec<String>,
+    /// Whether these are symbols of code.
+    code: bool,
     /// Data symbols that leaktrace needs, where the kernel lists data at all (`KALLSYMS_ALL`).
     data: Vec<(&'static str, u64)>,
     note: Option<String>,
@@ -134,7 +141,7 @@ impl Symbols {
     }
 
     fn read_kinds(file: &File, kinds: &str) -> Result<Self> {
-        let mut symbols = Self::empty();
+        let mut symbols = Self { code: kinds == CODE, ..Self::empty() };
         let mut lines = BufReader::with_capacity(1 << 16, file);
         lines.rewind().context("cannot read /proc/kallsyms")?;
         let mut line = Vec::new();
@@ -148,7 +155,7 @@ impl Symbols {
             hidden += u64::from(line.starts_with(b"0000000000000000 ") || line.starts_with(b"(null)"));
             symbols.add_line(&String::from_utf8_lossy(&line), kinds);
         }
-        symbols.table.sort_by_key(|symbol| symbol.address);
+        symbols.sort();
         if seen == 0 {
             symbols.note = Some(
                 "/proc/kallsyms is empty (CONFIG_KALLSYMS is off): call sites are shown as addresses".into(),
@@ -169,6 +176,7 @@ impl Symbols {
             table: Vec::new(),
             names: String::new(),
             modules: vec![String::new()],
+            code: true,
             data: Vec::new(),
             note: None,
         }
@@ -211,17 +219,32 @@ impl Symbols {
         (self.modules.len() - 1) as u16
     }
 
-    /// The function that an address lies in.
+    /// Sorts by address. Of several at one address the last one is taken, and that is a function or variable, no marker.
+    fn sort(&mut self) {
+        let names = std::mem::take(&mut self.names);
+        let is_named = |symbol: &Symbol| {
+            !is_marker(&names[symbol.name as usize..symbol.name as usize + usize::from(symbol.length)])
+        };
+        self.table.sort_by_key(|symbol| (symbol.address, is_named(symbol)));
+        self.names = names;
+    }
+
+    /// The function or variable that an address lies in.
     ///
-    /// The gap behind the last symbol of the kernel or of a module is unbounded here, so an
-    /// address more than 1 MiB from its symbol is not attributed: no function is that long, and
-    /// what BPF and ftrace generate is no longer than a few pages.
+    /// Code of a module or of the kernel has whole pages to itself, so it ends with the page of its last symbol: what
+    /// lies behind is another's, or was a module's that is gone. What BPF and ftrace generate is no longer than a page.
     pub fn locate(&self, address: u64) -> Option<Location<'_>> {
         let after = self.table.partition_point(|symbol| symbol.address <= address);
         let symbol = &self.table[after.checked_sub(1)?];
         let offset = address - symbol.address;
         let generated = GENERATED.contains(&self.modules[usize::from(symbol.module)].as_str());
-        (offset < if generated { 1 << 12 } else { 1 << 20 }).then(|| Location {
+        let is_last = self.table.get(after).is_none_or(|next| next.module != symbol.module);
+        let limit = match (generated, self.code && is_last) {
+            (true, _) => PAGE,
+            (_, true) => PAGE - symbol.address % PAGE,
+            (_, false) => FAR,
+        };
+        (offset < limit).then(|| Location {
             symbol: self.name(symbol),
             offset,
             module: Some(self.modules[usize::from(symbol.module)].as_str()).filter(|name| !name.is_empty()),
@@ -288,6 +311,16 @@ impl Symbols {
         last
     }
 
+    /// Where a module's code is: whole pages, from its first symbol to its last of each piece.
+    pub fn pages_of(&self, module: &str) -> Vec<Range<u64>> {
+        let Some(index) = self.modules.iter().position(|name| name == module) else { return Vec::new() };
+        self.table
+            .chunk_by(|a, b| a.module == b.module && b.address - a.address < FAR)
+            .filter(|run| usize::from(run[0].module) == index)
+            .map(|run| run[0].address / PAGE * PAGE..(run[run.len() - 1].address / PAGE + 1) * PAGE)
+            .collect()
+    }
+
     /// Addresses of a module's symbols, sorted.
     pub fn addresses_of<'a>(&'a self, module: &'a str) -> impl Iterator<Item = u64> + 'a {
         let index = self.modules.iter().position(|name| name == module).unwrap_or(usize::MAX);
@@ -316,6 +349,13 @@ impl Symbols {
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
+}
+
+/// Whether a symbol only says where something begins or ends (`include/asm-generic/vmlinux.lds.h`): the linker puts it at the
+/// address of what is there.
+fn is_marker(name: &str) -> bool {
+    ["__start_", "__stop_", ".L"].iter().any(|prefix| name.starts_with(prefix))
+        || ["_e", "_s"].iter().any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| !rest.contains('_')))
 }
 
 fn truncate(text: &str, limit: usize) -> &str {
@@ -350,6 +390,12 @@ mod tests {
         assert_eq!((found.symbol, found.offset, found.module), ("probe", 0, Some("drv")));
         let found = symbols.locate_return(0xffff_ffff_c000_0010).unwrap();
         assert_eq!((found.symbol, found.offset), ("init", 0x10));
+        // A page ends, and with it what is known: another module may be there, or one that is gone.
+        assert_eq!(symbols.locate(0xffff_ffff_c000_0fff).unwrap().symbol, "probe");
+        assert_eq!(symbols.locate(0xffff_ffff_c000_1000), None);
+        assert_eq!(symbols.locate(0xffff_ffff_8100_1000), None);
+        assert_eq!(symbols.pages_of("drv"), [0xffff_ffff_c000_0000..0xffff_ffff_c000_1000]);
+        assert!(symbols.pages_of("other").is_empty());
         assert_eq!(symbols.locate(0x10), None);
         assert_eq!(symbols.locate(0xffff_ffff_9000_0000), None);
         assert_eq!(symbols.data_address("vmemmap_base"), Some(0xffff_ffff_8200_0000));
@@ -385,6 +431,20 @@ mod tests {
         assert_eq!(data.locate_in_modules(0xffff_ffff_c000_0008, 16).unwrap().symbol, "sessions");
         assert_eq!(data.locate_in_modules(0xffff_ffff_c000_0010, 16), None);
         assert_eq!(data.locate_in_modules(0xffff_ffff_8200_0001, 16), None);
+    }
+
+    /// The linker's markers are at the address of what they mark.
+    #[test]
+    fn markers_give_way_to_what_is_there() {
+        let text =
+            |order: [&str; 4]| order.map(|name| format!("ffffffffc0002000 t {name}\t[drv]\n")).concat();
+        for order in [
+            ["sessions", "__start_alloc_tags", "_etext", ".LC1"],
+            ["__start_alloc_tags", "_stext", ".LC1", "sessions"],
+        ] {
+            assert_eq!(read(&text(order)).locate(0xffff_ffff_c000_2008).unwrap().symbol, "sessions");
+        }
+        assert!(!is_marker("_emit_one") && !is_marker("__stopped") && is_marker("__stop_alloc_tags"));
     }
 
     #[test]
