@@ -176,14 +176,14 @@ fn is_one_of(symbol: &str, beginnings: &[&str]) -> bool {
 pub struct Function<'a> {
     /// Its name.
     pub symbol: &'a str,
-    /// Whether it lies in a loadable module.
-    pub in_module: bool,
+    /// The loadable module that it lies in.
+    pub module: Option<&'a str>,
 }
 
 impl Function<'_> {
     /// Whether it is part of an allocator.
     pub fn is_allocator(&self) -> bool {
-        if self.in_module {
+        if self.module.is_some() {
             INLINE.contains(&plain(self.symbol))
         } else {
             is_one_of(self.symbol, &ALLOCATORS)
@@ -193,7 +193,7 @@ impl Function<'_> {
     /// Whether it is part of an allocator, or allocates for others.
     pub fn is_helper(&self) -> bool {
         self.is_allocator()
-            || (!self.in_module
+            || (self.module.is_none()
                 && (is_one_of(self.symbol, &HELPERS) || plain(self.symbol).ends_with(ALLOCATES_INODES)))
     }
 
@@ -204,17 +204,51 @@ impl Function<'_> {
 
     /// Whether it belongs to the tracing itself.
     fn is_tracing(&self) -> bool {
-        !self.in_module && is_one_of(self.symbol, &TRACING)
+        self.module.is_none() && is_one_of(self.symbol, &TRACING)
+    }
+}
+
+/// Which module uses functions of which, as /proc/modules says.
+pub trait Uses {
+    /// Whether the first uses the second.
+    fn uses(&self, user: &str, library: &str) -> bool;
+
+    /// Whether any module uses it.
+    fn is_library(&self, module: &str) -> bool;
+}
+
+/// Where nobody knows what uses what.
+pub struct NoneKnown;
+
+impl Uses for NoneKnown {
+    fn uses(&self, _: &str, _: &str) -> bool {
+        false
+    }
+
+    fn is_library(&self, _: &str) -> bool {
+        false
     }
 }
 
 /// The responsible frame of a stack whose first frame is the call site: the first one past allocator and
 /// helper functions, those in `more` included. `None` when there is no such frame; a frame without
 /// a symbol is somebody's.
-pub fn responsible(frames: &[Option<Function<'_>>], more: &[String]) -> Option<usize> {
+///
+/// A module that was called right from one that uses it is a library, and its caller is responsible: what isotp takes by
+/// `can_rx_register` is isotp's to give back. Who calls without using was asked to, by a callback.
+pub fn responsible(frames: &[Option<Function<'_>>], more: &[String], modules: &dyn Uses) -> Option<usize> {
     let passes_on =
         |function: &Function<'_>| function.is_helper() || more.iter().any(|name| name == function.whole());
-    frames.iter().position(|frame| !frame.as_ref().is_some_and(passes_on))
+    let mut at = frames.iter().position(|frame| !frame.as_ref().is_some_and(passes_on))?;
+    let module_of = |index: usize| frames[index].and_then(|function| function.module);
+    while let Some(library) = module_of(at) {
+        let past = (at..frames.len()).find(|&index| module_of(index) != Some(library));
+        match past.and_then(|past| Some((past, module_of(past)?))) {
+            Some((past, user)) if modules.uses(user, library) => at = past,
+            _ => break,
+        }
+    }
+    Some(at)
 }
 
 /// In whose name code runs.
@@ -264,7 +298,7 @@ const WITHOUT_PROCESS: [&str; 16] = [
 /// Tells in whose name a stack runs, the innermost frame first: what is innermost counts, because
 /// an interrupt lies on the stack of whatever it interrupted.
 pub fn context(frames: &[Option<Function<'_>>]) -> Context {
-    for function in frames.iter().flatten().filter(|function| !function.in_module) {
+    for function in frames.iter().flatten().filter(|function| function.module.is_none()) {
         if is_one_of(function.symbol, &WITHOUT_PROCESS) {
             return Context::Kernel;
         }
@@ -305,7 +339,7 @@ pub fn call_site(frames: &[Option<Function<'_>>], pages: bool) -> Place {
     };
     let Some(past) = frames[first..].iter().position(|frame| !inner(frame)) else { return Place::Unknown };
     let mut users = frames[first..=first + past].iter().flatten();
-    if pages && users.any(|function| !function.in_module && is_one_of(function.symbol, &PAGE_USERS)) {
+    if pages && users.any(|function| function.module.is_none() && is_one_of(function.symbol, &PAGE_USERS)) {
         return Place::CountedElsewhere;
     }
     Place::At(first + past)
@@ -316,12 +350,32 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// isotp uses can, nf_tables uses nfnetlink, and so on.
+    struct Known;
+
+    impl Uses for Known {
+        fn uses(&self, user: &str, library: &str) -> bool {
+            matches!(
+                (user, library),
+                ("isotp", "can")
+                    | ("9p", "9pnet")
+                    | ("nf_tables", "nfnetlink")
+                    | ("amdgpu", "ttm")
+                    | ("ttm", "drm")
+            )
+        }
+
+        fn is_library(&self, module: &str) -> bool {
+            ["can", "9pnet", "nfnetlink", "ttm", "drm"].contains(&module)
+        }
+    }
+
     fn stack(text: &'static str) -> Vec<Option<Function<'static>>> {
         text.split(' ')
-            .map(|name| match name.strip_suffix("[m]") {
-                Some(symbol) => Some(Function { symbol, in_module: true }),
+            .map(|name| match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
+                Some((symbol, module)) => Some(Function { symbol, module: Some(module) }),
                 None if name == "?" => None,
-                None => Some(Function { symbol: name, in_module: false }),
+                None => Some(Function { symbol: name, module: None }),
             })
             .collect()
     }
@@ -371,15 +425,15 @@ mod tests {
     fn helpers_are_no_culprits() {
         for symbol in ["__alloc_skb", "kmemdup_noprof", "__kvmalloc_node_noprof", "kasprintf", "devm_kmalloc"]
         {
-            assert!(Function { symbol, in_module: false }.is_helper(), "{symbol}");
+            assert!(Function { symbol, module: None }.is_helper(), "{symbol}");
         }
         for symbol in ["alloc_super", "foo_alloc_ctx", "kthread", "vm_area_dup", "skb_queue_tail"] {
-            assert!(!Function { symbol, in_module: false }.is_helper(), "{symbol}");
+            assert!(!Function { symbol, module: None }.is_helper(), "{symbol}");
         }
         // In a module only what comes from the kernel's headers.
         for (symbol, helper) in [("kzalloc_noprof", true), ("kmalloc_ring", false), ("vmalloc_table", false)]
         {
-            assert_eq!(Function { symbol, in_module: true }.is_helper(), helper, "{symbol}");
+            assert_eq!(Function { symbol, module: Some("m") }.is_helper(), helper, "{symbol}");
         }
     }
 
@@ -399,8 +453,16 @@ mod tests {
             ("drv_new.constprop.0[m] drv_open[m]", "drv_new", Some(1)),
             ("kmemdup_noprof", "", None),
             ("kvmalloc_node_noprof ? x", "", Some(1)),
+            // A library's caller, however many functions of the library there are; of several the last one.
+            ("can_rx_register[can] isotp_bind[isotp] __sys_bind", "", Some(1)),
+            ("p9_fid_create[9pnet] p9_client_walk[9pnet] v9fs_fid_lookup[9p] lookup_open", "", Some(2)),
+            ("drm_gem_new[drm] ttm_bo_init[ttm] ttm_bo_get[ttm] amdgpu_bo_create[amdgpu]", "", Some(3)),
+            // Its own, on behalf of the kernel; and a dispatcher that calls who has registered with it.
+            ("can_rx_register[can] can_create[can] __sock_create", "", Some(0)),
+            ("can_rx_register[can] __sock_create isotp_bind[isotp]", "", Some(0)),
+            ("nf_tables_newrule[nf_tables] nfnetlink_rcv[nfnetlink] netlink_unicast", "", Some(0)),
         ] {
-            assert_eq!(responsible(&stack(frames), &[more.to_owned()]), at, "{frames}");
+            assert_eq!(responsible(&stack(frames), &[more.to_owned()], &Known), at, "{frames}");
         }
     }
 
@@ -424,7 +486,7 @@ mod tests {
         #[test]
         fn any_stack_has_an_answer(names in prop::collection::vec(prop::option::of("[a-z_.]{0,12}"), 0..20)) {
             let frames: Vec<_> =
-                names.iter().map(|name| name.as_deref().map(|symbol| Function { symbol, in_module: false })).collect();
+                names.iter().map(|name| name.as_deref().map(|symbol| Function { symbol, module: None })).collect();
             if let Place::At(index) = call_site(&frames, true) {
                 prop_assert!(index < frames.len());
             }

@@ -229,9 +229,9 @@ fn reasons(ours: &Ours, left: u64) -> Vec<(OnlyHere, u64)> {
 fn responsible(backtrace: &[Frame]) -> (String, Option<String>) {
     let functions: Vec<Option<Function<'_>>> = backtrace
         .iter()
-        .map(|frame| Some(Function { symbol: &frame.symbol, in_module: frame.module.is_some() }))
+        .map(|frame| Some(Function { symbol: &frame.symbol, module: frame.module.as_deref() }))
         .collect();
-    let at = blame::responsible(&functions, &[]).unwrap_or(0);
+    let at = blame::responsible(&functions, &[], &blame::NoneKnown).unwrap_or(0);
     backtrace.get(at).map_or_else(
         || ("(no backtrace)".to_owned(), None),
         |frame| (frame.symbol.clone(), frame.module.clone()),

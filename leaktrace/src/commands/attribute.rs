@@ -1,47 +1,85 @@
-//! Whose a stack is, by the symbols that are known at the start: what is loaded later is no allocator.
+//! Whose a stack is, by the symbols of the kernel and of all modules that have been seen.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::{
-    analysis::blame::{self, Function, Place},
-    kernel::symbols::Symbols,
+    analysis::blame::{self, Function, Place, Uses as _},
+    kernel::{
+        modules::Users,
+        places::{Learned, Places},
+        symbols::Symbols,
+    },
     tracer::{Attribute, Located, Stay},
 };
 
 /// The symbols, and what the user calls a helper.
 pub(super) struct Attribution {
-    pub(super) symbols: Arc<Symbols>,
-    pub(super) helpers: Vec<String>,
+    symbols: Arc<Symbols>,
+    helpers: Vec<String>,
+    modules: RwLock<(Vec<Arc<Learned>>, Arc<Users>)>,
 }
 
 impl Attribution {
-    fn functions(&self, frames: &[u64], stays: &[Stay]) -> Vec<Option<Function<'_>>> {
-        frames
+    pub(super) fn new(symbols: Arc<Symbols>, helpers: Vec<String>) -> Self {
+        Self { symbols, helpers, modules: RwLock::default() }
+    }
+
+    /// Learns what has become known of modules.
+    pub(super) fn learn(&self, places: &Places) {
+        let mut modules = self.modules.write().unwrap_or_else(PoisonError::into_inner);
+        *modules = (places.learned().to_vec(), Arc::clone(places.users()));
+    }
+
+    fn of<R>(
+        &self,
+        frames: &[u64],
+        stays: &[Stay],
+        with: impl FnOnce(&[Option<Function<'_>>], &Users) -> R,
+    ) -> R {
+        let modules = self.modules.read().unwrap_or_else(PoisonError::into_inner);
+        let (learned, users) = &*modules;
+        let functions: Vec<_> = frames
             .iter()
-            .map(|&address| match self.symbols.locate_return(address) {
-                Some(location) => {
-                    Some(Function { symbol: location.symbol, in_module: location.module.is_some() })
+            .map(|&address| {
+                let location = learned
+                    .iter()
+                    .find_map(|learned| learned.locate_return(address))
+                    .or_else(|| self.symbols.locate_return(address));
+                match location {
+                    Some(location) => Some(Function { symbol: location.symbol, module: location.module }),
+                    // A watched module's, loaded since the symbols were read.
+                    None => stays
+                        .iter()
+                        .find(|stay| stay.contains(address.wrapping_sub(1)))
+                        .map(|stay| Function { symbol: "", module: Some(&stay.module) }),
                 }
-                // A watched module's, loaded since the symbols were read.
-                None if stays.iter().any(|stay| stay.contains(address.wrapping_sub(1))) => {
-                    Some(Function { symbol: "", in_module: true })
-                }
-                None => None,
             })
-            .collect()
+            .collect();
+        with(&functions, users)
     }
 }
 
 impl Attribute for Attribution {
     fn call_site(&self, frames: &[u64], pages: bool, stays: &[Stay]) -> Located {
-        match blame::call_site(&self.functions(frames, stays), pages) {
+        self.of(frames, stays, |functions, _| match blame::call_site(functions, pages) {
             Place::At(index) => Located::At(frames[index]),
             Place::CountedElsewhere => Located::CountedElsewhere,
             Place::Unknown => Located::At(0),
-        }
+        })
     }
 
     fn responsible(&self, frames: &[u64], stays: &[Stay]) -> Option<u64> {
-        blame::responsible(&self.functions(frames, stays), &self.helpers).map(|index| frames[index])
+        self.of(frames, stays, |functions, users| {
+            blame::responsible(functions, &self.helpers, users).map(|index| frames[index])
+        })
+    }
+
+    fn is_shared(&self, call_site: u64, stays: &[Stay]) -> bool {
+        self.of(&[call_site], stays, |functions, users| {
+            blame::responsible(functions, &self.helpers, users).is_none()
+                || functions[0]
+                    .and_then(|function| function.module)
+                    .is_some_and(|module| users.is_library(module))
+        })
     }
 }

@@ -112,7 +112,7 @@ fn examine(answer: &mut Answer) -> Result<()> {
     answer.blind_spots = blind_spots(&kernel);
     let settings = Settings { max_size: u32::MAX, families: Family::ALL.to_vec(), ..Settings::default() };
     let sizes = Sizes::choose(&kernel.machine, Some(TEST_OBJECTS))?;
-    let attribution = Attribution { symbols: Arc::new(kernel.symbols), helpers: Vec::new() };
+    let attribution = Attribution::new(Arc::new(kernel.symbols), Vec::new());
     let mut tracer = Tracer::new(&kernel.layout, sizes, settings, Arc::new(attribution), &[])?;
     let memory = tracer.can_look_at_memory();
     answer.sources.push(Source {

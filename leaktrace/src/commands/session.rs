@@ -40,7 +40,7 @@ use crate::{
     },
     report::{escape, known::Known, model::Report},
     tracer::{
-        Settings, Snapshot, Tick, Tracer,
+        Attribute, Settings, Snapshot, Tick, Tracer,
         hooks::{Family, UNSEEN},
         sizes::Sizes,
     },
@@ -77,6 +77,7 @@ pub(super) struct Session {
     pub(super) tracer: Tracer,
     pub(super) surroundings: Surroundings,
     pub(super) baseline: Option<Known>,
+    attribution: Arc<Attribution>,
     filter: Filter,
     interval: Duration,
     /// When the last tick was due.
@@ -154,8 +155,10 @@ impl Session {
         let sizes = Sizes::choose(&kernel.machine, args.max_objects)?;
         // Before anything is attached, so that no signal finds the default action.
         let stop = Stop::new().context("cannot catch signals")?;
-        let attribution = Arc::new(Attribution { symbols, helpers: args.helper.clone() });
-        let mut tracer = Tracer::new(&kernel.layout, sizes, settings, attribution, &loaded)?;
+        let attribution = Arc::new(Attribution::new(symbols, args.helper.clone()));
+        attribution.learn(&places);
+        let attribute: Arc<dyn Attribute> = Arc::<Attribution>::clone(&attribution);
+        let mut tracer = Tracer::new(&kernel.layout, sizes, settings, attribute, &loaded)?;
         let memory = Meminfo::current().context("cannot read /proc/meminfo")?;
         let now = OffsetDateTime::now_utc();
         let started = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
@@ -189,6 +192,7 @@ impl Session {
             tracer,
             surroundings,
             baseline,
+            attribution,
             filter,
             interval: how.interval,
             due: Deadline::now(),
@@ -229,7 +233,9 @@ impl Session {
         if stopped || self.rest(next).await? == Woken::Stopped {
             return Ok((Woken::Stopped, Tick::default()));
         }
-        self.surroundings.places.notice();
+        if self.surroundings.places.notice() {
+            self.attribution.learn(&self.surroundings.places);
+        }
         let tick = self.tracer.tick()?;
         self.tracer.admit_caches(|name| self.filter.matches(name, None));
         Ok((Woken::Tick, tick))
@@ -264,6 +270,7 @@ impl Session {
             code.extend(stay.ranges.iter().map(|&(start, end)| start..end));
         }
         self.surroundings.places.learn(&names, code);
+        self.attribution.learn(&self.surroundings.places);
     }
 
     /// Judges what a snapshot shows.

@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
+use rustc_hash::{FxHashMap, FxHashSet};
+
 use super::symbols::Symbols;
+use crate::analysis::blame::Uses;
 
 /// No function of a module is longer, so its text ends by then behind its last symbol.
 const LONGEST_FUNCTION: u64 = 1 << 20;
@@ -45,6 +48,34 @@ pub fn text(root: &Path, name: &str, symbols: &Symbols) -> Option<(u64, u64)> {
     let page_end = (last / PAGE + 1) * PAGE;
     let end = section.filter(|section| section - last <= LONGEST_FUNCTION).unwrap_or(page_end).min(next);
     Some((base, end))
+}
+
+/// Which modules use which, as /proc/modules has had it (`kernel/module/procfs.c`): also those that are gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Users(FxHashMap<String, FxHashSet<String>>);
+
+impl Users {
+    /// Adds what the text of /proc/modules says: name, size, references, and users, each followed by a comma.
+    pub fn add(&mut self, modules: &str) {
+        for line in modules.lines() {
+            let mut fields = line.split(' ');
+            let (Some(name), Some(users)) = (fields.next(), fields.nth(2)) else { continue };
+            let users = users.split(',').filter(|user| !matches!(*user, "" | "-" | "[permanent]"));
+            for user in users {
+                self.0.entry(name.to_owned()).or_default().insert(user.to_owned());
+            }
+        }
+    }
+}
+
+impl Uses for Users {
+    fn uses(&self, user: &str, library: &str) -> bool {
+        self.0.get(library).is_some_and(|users| users.contains(user))
+    }
+
+    fn is_library(&self, module: &str) -> bool {
+        self.0.contains_key(module)
+    }
 }
 
 /// What a module's sections say of its data.
@@ -98,6 +129,21 @@ pub fn plain_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_of_modules() {
+        let mut users = Users::default();
+        users.add(
+            "can 45056 2 can_isotp,can_raw, Live 0x0\ncan_isotp 32768 1 - Live 0x0 (E)\nxfs 9 1 - Live 0x0\n",
+        );
+        users.add("fat 9 1 vfat,[permanent], Live 0x0\nshort 3\n");
+        assert!(users.uses("can_isotp", "can") && users.uses("can_raw", "can") && users.uses("vfat", "fat"));
+        assert!(!users.uses("can", "can_isotp") && !users.uses("[permanent]", "fat"));
+        assert_eq!(
+            ["can", "fat", "xfs", "short"].map(|name| users.is_library(name)),
+            [true, true, false, false]
+        );
+    }
 
     #[test]
     fn text_ends_before_what_comes_next() {

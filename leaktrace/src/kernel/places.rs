@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     dwarf::DebugInfo,
+    modules::Users,
     symbols::{Kallsyms, Location, Symbols},
 };
 use crate::report::model::Frame;
@@ -17,11 +18,28 @@ use crate::report::model::Frame;
 /// Loads of modules whose symbols are kept.
 const LEARNED: usize = 64;
 
+/// Symbols of modules while they were loaded, and where their code was.
+pub struct Learned {
+    symbols: Symbols,
+    code: Vec<Range<u64>>,
+}
+
+impl Learned {
+    /// The function of a return address, if it lies in one of these modules.
+    pub fn locate_return(&self, address: u64) -> Option<Location<'_>> {
+        let call = address.wrapping_sub(1);
+        let inside = self.code.iter().any(|range| range.contains(&call));
+        inside.then(|| self.symbols.locate_return(address)).flatten()
+    }
+}
+
 /// Everything that can say where an address lies.
 pub struct Places {
     before: Arc<Symbols>,
     /// Modules that came meanwhile, the latest first, with where their code was.
-    learned: Vec<(Symbols, Vec<Range<u64>>)>,
+    learned: Vec<Arc<Learned>>,
+    /// Which modules use which.
+    users: Arc<Users>,
     /// Read again when modules came or went.
     after: Option<Symbols>,
     debug: DebugInfo,
@@ -38,12 +56,16 @@ impl Places {
     /// What is known at the start of a run.
     pub fn new(symbols: Arc<Symbols>, debug: DebugInfo, root: &Path) -> Self {
         let modules = File::open(root.join("proc/modules")).ok();
-        let modules_seen = modules.as_ref().map(loaded).unwrap_or_default();
+        let text = modules.as_ref().map(read).unwrap_or_default();
+        let modules_seen = loaded(&text);
+        let mut users = Users::default();
+        users.add(&text);
         let kallsyms = Kallsyms::open(root).ok();
-        let noticed = modules_seen.clone();
+        let (noticed, users) = (modules_seen.clone(), Arc::new(users));
         Self {
             before: symbols,
             learned: Vec::new(),
+            users,
             after: None,
             debug,
             kallsyms,
@@ -54,11 +76,18 @@ impl Places {
     }
 
     /// Notices modules that have come since the last call, and learns their symbols: they may be gone at the end. Those that
-    /// are watched are learnt as soon as they are loaded.
-    pub fn notice(&mut self) {
-        let now = self.modules.as_ref().map(loaded).unwrap_or_default();
+    /// are watched are learnt as soon as they are loaded. True when more is known than before.
+    pub fn notice(&mut self) -> bool {
+        let text = self.modules.as_ref().map(read).unwrap_or_default();
+        let mut users = (*self.users).clone();
+        users.add(&text);
+        let mut more = users != *self.users;
+        if more {
+            self.users = Arc::new(users);
+        }
+        let now = loaded(&text);
         if now == self.noticed {
-            return;
+            return more;
         }
         let new: Vec<String> = now
             .lines()
@@ -67,12 +96,24 @@ impl Places {
             .collect();
         self.noticed = now;
         if new.is_empty() {
-            return;
+            return more;
         }
         if let Some(Ok(symbols)) = self.kallsyms.as_ref().map(|kallsyms| kallsyms.of_modules(&new)) {
             let code = new.iter().flat_map(|module| symbols.pages_of(module)).collect();
             self.keep(symbols, code);
+            more = true;
         }
+        more
+    }
+
+    /// Modules that came meanwhile, the latest first.
+    pub fn learned(&self) -> &[Arc<Learned>] {
+        &self.learned
+    }
+
+    /// Which modules use which.
+    pub fn users(&self) -> &Arc<Users> {
+        &self.users
     }
 
     /// Learns the symbols of modules that were just loaded, and may be gone at the end.
@@ -83,13 +124,13 @@ impl Places {
     }
 
     fn keep(&mut self, symbols: Symbols, code: Vec<Range<u64>>) {
-        self.learned.insert(0, (symbols, code));
+        self.learned.insert(0, Arc::new(Learned { symbols, code }));
         self.learned.truncate(LEARNED);
     }
 
     /// Reads the symbols again if other modules are loaded than at the last reading.
     pub fn refresh(&mut self) {
-        let now = self.modules.as_ref().map(loaded).unwrap_or_default();
+        let now = loaded(&self.modules.as_ref().map(read).unwrap_or_default());
         if now != self.modules_seen {
             self.after = self.kallsyms.as_ref().and_then(|kallsyms| kallsyms.symbols().ok());
             self.modules_seen = now;
@@ -112,11 +153,9 @@ impl Places {
     /// The function of a return address.
     pub fn locate(&self, address: u64) -> Option<Location<'_>> {
         // A module that was unloaded is only in the first reading, one that was loaded in the second.
-        let call = address.wrapping_sub(1);
         self.learned
             .iter()
-            .filter(|(_, code)| code.iter().any(|range| range.contains(&call)))
-            .find_map(|(symbols, _)| symbols.locate_return(address))
+            .find_map(|learned| learned.locate_return(address))
             .or_else(|| self.gone(address))
             .or_else(|| self.after.as_ref().and_then(|symbols| symbols.locate_return(address)))
             .or_else(|| self.before.locate_return(address))
@@ -150,11 +189,16 @@ impl Places {
     }
 }
 
-/// Names and addresses of the loaded modules, without their use counts, which change all the time.
-fn loaded(mut modules: &File) -> String {
+/// /proc/modules as it is now.
+fn read(mut modules: &File) -> String {
     let mut text = String::new();
     // What cannot be read counts as a change, after which symbols are read again.
     let _ = modules.rewind().and_then(|()| modules.read_to_string(&mut text));
+    text
+}
+
+/// Names and addresses of the loaded modules, without their use counts, which change all the time.
+fn loaded(text: &str) -> String {
     text.lines()
         .filter_map(|line| Some(format!("{} {}\n", line.split(' ').next()?, line.split(' ').nth(5)?)))
         .collect()

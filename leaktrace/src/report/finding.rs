@@ -120,6 +120,9 @@ pub struct AccountSide {
 pub struct FreedBy {
     /// Its place, or `kfree_rcu` or `in bulk`.
     pub caller: String,
+    /// The loadable module that it lies in, if it does.
+    #[serde(default)]
+    pub module: Option<String>,
     /// Its share of the frees, of a sample.
     pub percent: f64,
 }

@@ -21,8 +21,14 @@ pub fn headline(report: &Report) -> Headline {
         report.window.scans,
         report.coverage.sampling,
     );
-    // An empty sum would be -0.
-    let rate = leaks.iter().fold(0.0, |sum, leak| sum + leak.growth.bytes_per_s.max(0.0));
+    let certain = total(&leaks);
+    // What the same modules take beside is most likely lost with it: packets with what they carry, pages with their notes.
+    let beside: Vec<&Finding> = suspects
+        .iter()
+        .copied()
+        .filter(|suspect| suspect.is_module && leaks.iter().any(|leak| leak.module == suspect.module))
+        .collect();
+    let rate = certain + total(&beside);
     let available = report.memory.get("MemAvailable").map(|memory| memory.after_kb as f64 * 1_024.0);
     let lasts = available.filter(|_| rate > 0.0).map(|available| available / rate);
     let known = report.findings.iter().filter(|finding| finding.known).count();
@@ -32,8 +38,8 @@ pub fn headline(report: &Report) -> Headline {
         _ => "none".into(),
     };
     let mut text = match (leaks.first(), suspects.first()) {
-        (Some(first), _) => leaking(first, &leaks, rate, lasts),
-        (None, Some(first)) => suspected(first, suspects.len(), window),
+        (Some(first), _) => leaking(first, &leaks, (certain, &beside, rate), lasts),
+        (None, Some(first)) => suspected(first, &suspects, window),
         (None, None) => format!("No leak found in {}.", units::seconds(window)),
     };
     if leaks.is_empty() {
@@ -67,24 +73,41 @@ fn lasts_in_words(seconds: f64) -> String {
     if seconds > YEARS { "more than 10 years".to_owned() } else { units::seconds(seconds) }
 }
 
-fn leaking(first: &Finding, leaks: &[&Finding], rate: f64, lasts: Option<f64>) -> String {
+/// What findings take together.
+fn total(findings: &[&Finding]) -> f64 {
+    // An empty sum would be -0.
+    findings.iter().fold(0.0, |sum, finding| sum + finding.growth.rate().max(0.0))
+}
+
+fn leaking(
+    first: &Finding,
+    leaks: &[&Finding],
+    (certain, beside, rate): (f64, &[&Finding], f64),
+    lasts: Option<f64>,
+) -> String {
     let lasts = lasts
         .map(|seconds| format!(" At this rate memory lasts {}.", lasts_in_words(seconds)))
         .unwrap_or_default();
     let place = |finding: &Finding| escape(&finding.responsible.label()).into_owned();
-    let what = if first.growth.bytes_per_s > 0.0 {
-        format!("leaks {}/s", units::bytes(first.growth.bytes_per_s))
+    let what = if first.growth.rate() > 0.0 {
+        format!("leaks {}/s", units::bytes(first.growth.rate()))
     } else {
         // It does not grow at present, but nothing has it any more.
         format!("has lost {}", units::bytes(first.survivors.bytes as f64))
     };
-    let others = match leaks.len() - 1 {
+    let mut others = match leaks.len() - 1 {
         0 => String::new(),
-        more if rate > 0.0 => {
-            format!("; with {} it is {}/s", units::plural(more, "more leak"), units::bytes(rate))
+        more if certain > 0.0 => {
+            format!("; with {} it is {}/s", units::plural(more, "more leak"), units::bytes(certain))
         }
         more => format!("; there are {}", units::plural(more, "more leak")),
     };
+    // Not of what is as little as the rates are off.
+    if rate > certain * 1.1 {
+        let suspects = units::plural(beside.len(), "suspect");
+        let whose = if leaks.len() == 1 { "the same module" } else { "the same modules" };
+        let _ = write!(others, "; with {suspects} of {whose} it is {}/s", units::bytes(rate));
+    }
     format!(
         "{} {what} in {} at {}{others}.{lasts}",
         escape(&first.module),
@@ -93,11 +116,25 @@ fn leaking(first: &Finding, leaks: &[&Finding], rate: f64, lasts: Option<f64>) -
     )
 }
 
-fn suspected(first: &Finding, suspects: usize, window: f64) -> String {
-    let more = match suspects - 1 {
+fn suspected(first: &Finding, suspects: &[&Finding], window: f64) -> String {
+    let same: Vec<&Finding> = suspects
+        .iter()
+        .copied()
+        .filter(|suspect| suspect.is_module && suspect.module == first.module)
+        .collect();
+    let mut more = match suspects.len() - 1 {
         0 => String::new(),
         more => format!(" ({} below)", units::plural(more, "more suspect")),
     };
+    if same.len() > 1 {
+        let _ = write!(
+            more,
+            "; the {} of {} take {}/s together",
+            units::plural(same.len(), "suspect"),
+            escape(&first.module),
+            units::bytes(total(&same))
+        );
+    }
     format!(
         "No leak is certain after {}. {} is suspected: it keeps {} in {}, growing by {}/s{more}.",
         units::seconds(window),
@@ -111,6 +148,40 @@ fn suspected(first: &Finding, suspects: usize, window: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::sample;
+
+    /// The certain part may be the smaller one: how long memory lasts is told from all that the module takes.
+    #[test]
+    fn what_a_module_takes_is_summed_up() {
+        let mut report = sample::report("leak");
+        let of = |verdict: &'static str, module: &str, bytes_per_s: f64| {
+            let mut finding = report.findings[0].clone();
+            finding.verdict = verdict.into();
+            module.clone_into(&mut finding.module);
+            finding.growth.bytes_per_s = bytes_per_s;
+            finding
+        };
+        let findings =
+            vec![of("leak", "foo", 1_024.0), of("suspect", "foo", 71_680.0), of("suspect", "bar", 9e9)];
+        report.findings = findings;
+        let text = |report: &Report| headline(report);
+        let told = text(&report);
+        assert!((told.bytes_per_s - 72_704.0).abs() < 1e-6, "{told:?}");
+        assert!(
+            told.text.starts_with("foo leaks 1.0 KiB/s in ")
+                && told.text.contains("; with 1 suspect of the same module it is 71.0 KiB/s."),
+            "{told:?}"
+        );
+        report.findings[0].verdict = "suspect".into();
+        let told = text(&report);
+        assert!(
+            told.text.contains("(2 more suspects below); the 2 suspects of foo take 71.0 KiB/s together."),
+            "{told:?}"
+        );
+        assert!(told.memory_lasts_s.is_none());
+        report.findings.truncate(1);
+        assert!(!text(&report).text.contains("together"));
+    }
 
     #[test]
     fn rates_read_well() {

@@ -106,7 +106,7 @@ pub struct Headline {
     pub verdict: Word,
     /// The sentence.
     pub text: String,
-    /// What all leaks together take.
+    /// What all leaks together take, with what is suspected of the same modules.
     pub bytes_per_s: f64,
     /// How long the memory that is available lasts at that rate; `null` without a leak.
     pub memory_lasts_s: Option<f64>,

@@ -49,7 +49,11 @@ pub fn finding(verdict: &'static str) -> Finding {
             p99_us: Some(3_800.0),
             classes: vec![(524.288, 90), (1_048.576, 200), (4_194.304, 12)],
         },
-        freed_by: vec![FreedBy { caller: "foo_remove+0x20 [foo]".to_owned(), percent: 98.0 }],
+        freed_by: vec![FreedBy {
+            caller: "foo_remove+0x20 [foo]".to_owned(),
+            module: Some("foo".to_owned()),
+            percent: 98.0,
+        }],
         linkage: Some(LinkageReport { looked_at: 48, linked: 0, held: 0, unreadable: 0 }),
         tasks: vec![
             Task { comm: "kworker/1:2".to_owned(), pid: 77, objects: 3_000 },

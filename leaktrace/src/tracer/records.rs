@@ -69,6 +69,14 @@ pub(super) fn complete(
         out.push(filled(tracer, record, shares, series, (people, cohorts)));
         return;
     }
+    if owners.len() == 1 && owners.contains_key(&record.call_site) {
+        // It may allocate for others, and does not.
+        let mut shares: Vec<Share> = owners.remove(&record.call_site).unwrap_or_default();
+        shares.extend(without);
+        let series = tracer.subjects.series(record.site, 0);
+        out.push(filled(tracer, record, &shares, series, (people, cohorts)));
+        return;
+    }
     let known = total(owners.values().flatten());
     let mut owners: Vec<_> = owners.into_iter().collect();
     owners.sort_unstable_by_key(|&(owner, _)| owner);

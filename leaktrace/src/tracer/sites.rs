@@ -75,6 +75,9 @@ pub trait Attribute: Send + Sync {
     /// Finds the call site on a whole stack, of pages or not.
     fn call_site(&self, frames: &[u64], pages: bool, stays: &[Stay]) -> Located;
 
+    /// Whether a call site may allocate for others, so that its objects have to be told apart by their stacks.
+    fn is_shared(&self, call_site: u64, stays: &[Stay]) -> bool;
+
     /// The return address of the responsible frame on a stack that begins with the call site.
     fn responsible(&self, frames: &[u64], stays: &[Stay]) -> Option<u64>;
 }

@@ -46,8 +46,7 @@ impl Subjects {
         for (index, site) in new {
             self.known.insert(index);
             let call_site = sites.call_site(index, &site);
-            self.split[index] =
-                index != 0 && call_site != 0 && attribute.responsible(&[call_site], stays).is_none();
+            self.split[index] = index != 0 && call_site != 0 && attribute.is_shared(call_site, stays);
         }
     }
 

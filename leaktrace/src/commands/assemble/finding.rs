@@ -24,12 +24,16 @@ pub(super) fn finding(
     let responsible = responsible(site, &call_site, surroundings);
     let frames =
         || std::iter::once(&call_site).chain(stacks.first().into_iter().flat_map(|stack| &stack.frames));
-    let in_module = frames().find(|frame| frame.module.is_some()).cloned();
-    let module = match &in_module {
-        Some(frame) => frame.module.clone().unwrap_or_default(),
-        None => responsible.symbol.clone().unwrap_or_else(|| responsible.label()),
-    };
+    // The responsible one's own, past the libraries that it uses; else the innermost.
+    let in_module =
+        std::iter::once(&responsible).chain(frames()).find(|frame| frame.module.is_some()).cloned();
     let freed_by = freed_by(site, surroundings);
+    let frees_it = in_module.is_none().then(|| culprit(site, &freed_by)).flatten();
+    let module = match (&in_module, frees_it) {
+        (Some(frame), _) => frame.module.clone().unwrap_or_default(),
+        (None, Some(module)) => module.to_owned(),
+        (None, None) => responsible.symbol.clone().unwrap_or_else(|| responsible.label()),
+    };
     let accounts = account(site, [&responsible, &call_site], surroundings);
     let reachability = surroundings.reachability(site).cloned();
     let (open, settle) = words::open(judged, snapshot, &call_site, in_module.is_some().then_some(&*module));
@@ -42,10 +46,11 @@ pub(super) fn finding(
         score: evidence.score().round(),
         family: site.family.into(),
         cache: site.cache.clone(),
-        is_module: in_module.is_some(),
+        is_module: in_module.is_some() || frees_it.is_some(),
         module,
         evidence: {
             let mut words = words::evidence(judged, snapshot, &freed_by, &call_site, surroundings.scope);
+            words.extend(frees_it.map(words::culprit));
             words.extend(reachability.iter().flat_map(ReachSide::sentences));
             words.extend(accounts.as_ref().map(words::account));
             words
@@ -192,17 +197,32 @@ fn responsible(site: &SiteRecord, call_site: &Frame, surroundings: &Surroundings
     site.owner.map_or_else(|| call_site.clone(), |owner| outermost(owner, surroundings))
 }
 
+/// Frees of a site without which it is not told whose they are, and the share that one module has to have.
+const FEWEST_FREES: u64 = 8;
+const MOST_FREES: f64 = 60.0;
+
+/// The module that frees nearly all objects that the kernel itself allocates there: what is not freed it has most likely lost.
+fn culprit<'a>(site: &SiteRecord, freed_by: &'a [FreedBy]) -> Option<&'a str> {
+    let first = freed_by.first()?;
+    let seen: u64 = site.free_callers.iter().map(|caller| caller.frees).sum();
+    first.module.as_deref().filter(|_| seen >= FEWEST_FREES && first.percent >= MOST_FREES)
+}
+
 fn freed_by(site: &SiteRecord, surroundings: &Surroundings) -> Vec<FreedBy> {
     let all: u64 = site.free_callers.iter().map(|caller| caller.frees).sum();
     site.free_callers
         .iter()
-        .map(|caller| FreedBy {
-            caller: match caller.caller {
-                FREED_BY_RCU => "kfree_rcu".to_owned(),
-                FREED_IN_BULK => "in bulk".to_owned(),
-                address => outermost(address, surroundings).label(),
-            },
-            percent: caller.frees as f64 * 100.0 / all.max(1) as f64,
+        .map(|caller| {
+            let (caller_name, module) = match caller.caller {
+                FREED_BY_RCU => ("kfree_rcu".to_owned(), None),
+                FREED_IN_BULK => ("in bulk".to_owned(), None),
+                address => {
+                    let frame = outermost(address, surroundings);
+                    (frame.label(), frame.module)
+                }
+            };
+            let percent = caller.frees as f64 * 100.0 / all.max(1) as f64;
+            FreedBy { caller: caller_name, module, percent }
         })
         .collect()
 }

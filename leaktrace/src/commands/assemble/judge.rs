@@ -182,9 +182,7 @@ fn people(site: &SiteRecord, surroundings: &Surroundings) -> People {
             .frames
             .iter()
             .map(|&address| {
-                places
-                    .locate(address)
-                    .map(|place| Function { symbol: place.symbol, in_module: place.module.is_some() })
+                places.locate(address).map(|place| Function { symbol: place.symbol, module: place.module })
             })
             .collect();
         all += stack.objects;
@@ -201,12 +199,16 @@ fn people(site: &SiteRecord, surroundings: &Surroundings) -> People {
     let call_site = [site.call_site];
     let (frames, functions) = first.unwrap_or((call_site.as_slice(), Vec::new()));
     let module_of = |address: u64| places.locate(address).and_then(|place| place.module);
-    let at = frames.iter().position(|&address| module_of(address).is_some());
     let owner = site
         .owner
         .and_then(|owner| frames.iter().position(|&frame| frame == owner))
-        .or_else(|| blame::responsible(&functions, &[]))
+        .or_else(|| blame::responsible(&functions, &[], &**places.users()))
         .unwrap_or(0);
+    // The responsible one's module, past the libraries that it uses; else the innermost.
+    let in_module = |at: &usize| module_of(frames[*at]).is_some();
+    let at = Some(owner)
+        .filter(|at| *at < frames.len() && in_module(at))
+        .or_else(|| (0..frames.len()).find(in_module));
     let holder = frames
         .iter()
         .take(owner + 1)

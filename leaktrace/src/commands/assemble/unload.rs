@@ -81,7 +81,7 @@ fn owner(left: &Left, stay: &Stay, surroundings: &Surroundings) -> Option<Frame>
         let helper = frame
             .symbol
             .as_deref()
-            .is_some_and(|symbol| Function { symbol, in_module: frame.module.is_some() }.is_helper());
+            .is_some_and(|symbol| Function { symbol, module: frame.module.as_deref() }.is_helper());
         if inside && !helper {
             return Some(Frame { module: Some(stay.module.clone()), ..frame });
         }

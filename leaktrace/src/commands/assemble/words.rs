@@ -60,6 +60,13 @@ pub(super) fn evidence(
 /// From which size on it is told what is held since before the trace.
 const HELD_BEFORE: u64 = 64 << 10;
 
+/// Why a module is named that did not allocate.
+pub(super) fn culprit(module: &str) -> String {
+    format!(
+        "the kernel allocates them, and {module} frees most: those that stay have most likely been lost there"
+    )
+}
+
 /// What the kernel's own accounts say.
 pub(super) fn account(side: &AccountSide) -> String {
     let grown = side.bytes_after as f64 - side.bytes_before as f64;
