@@ -261,8 +261,10 @@ pub struct ModuleRange {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct ModuleEvent {
-    /// When, in nanoseconds of `CLOCK_MONOTONIC`; written last, so 0 means not complete.
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`.
     pub time_ns: u64,
+    /// Its number, from 1; written last. Another one than expected means not complete, or written over.
+    pub number: u64,
     /// Index of the module among those watched.
     pub module: u32,
     /// 1 when it was loaded, 0 when it is being removed.
@@ -283,9 +285,11 @@ pub struct CpuState {
     pub last_pid: u64,
     /// 1 while every allocation may have its stack, 0 while the budget is short.
     pub plenty: u32,
+    /// Nothing.
+    pub unused: u32,
     /// One bit for each program that is capturing a stack on this CPU. Kernels before 6.1 let a
-    /// program interrupt itself, and its buffer is one only.
-    pub capturing: u32,
+    /// program interrupt itself, and its buffer is one only. Those at function calls may be preempted.
+    pub capturing: u64,
     /// Stacks captured.
     pub stacks: u64,
     /// Nanoseconds spent in capturing them.

@@ -84,6 +84,16 @@ pub unsafe fn or(word: *mut u64, bits: u64) {
     unsafe { machine::or(word, bits) }
 }
 
+/// Clears all bits but these of a word that others change as well.
+///
+/// # Safety
+/// As for [`store`].
+#[inline(always)]
+pub unsafe fn and(word: *mut u64, bits: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { machine::and(word, bits) }
+}
+
 /// BPF has these instructions since Linux 5.12, but rustc's target does not say so, and so
 /// `core::sync::atomic` lacks them there.
 #[cfg(target_arch = "bpf")]
@@ -127,6 +137,12 @@ mod machine {
         // SAFETY: as above.
         unsafe { asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) word, in(reg) bits, options(nostack)) }
     }
+
+    #[inline(always)]
+    pub(super) unsafe fn and(word: *mut u64, bits: u64) {
+        // SAFETY: as above.
+        unsafe { asm!("lock *(u64 *)({0} + 0) &= {1}", in(reg) word, in(reg) bits, options(nostack)) }
+    }
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -163,5 +179,11 @@ mod machine {
     pub(super) unsafe fn or(word: *mut u64, bits: u64) {
         // SAFETY: as above.
         unsafe { AtomicU64::from_ptr(word) }.fetch_or(bits, SeqCst);
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn and(word: *mut u64, bits: u64) {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(word) }.fetch_and(bits, SeqCst);
     }
 }

@@ -1,8 +1,10 @@
 //! One bucket of the table of outstanding objects.
 //!
 //! The kernel orders the events of one address: an allocation is announced after the object was
-//! obtained, a free before it can be had again. So at most one program at a time works on one
-//! address, and what programs contend for is only the empty slots.
+//! obtained, a free before it can be had again. So mostly one program at a time works on one
+//! address. Not always: two CPUs may free two pages of one block, and user space takes entries out
+//! when tables run short. Whoever changes a slot therefore claims it first, from empty or from its
+//! key to busy, by an exchange that only one can win, and gives it up again when it is done.
 
 use core::hint::cold_path;
 
@@ -35,8 +37,11 @@ pub unsafe fn insert(bucket: *mut Bucket, key: u64, payload: &Payload, weakly_or
         unsafe {
             if atomic::load(keys.add(slot)) == key {
                 cold_path();
-                // The slot is this address's and nobody else touches it.
-                return take_over(bucket, slot, key, payload, weakly_ordered);
+                if atomic::replace(keys.add(slot), key, KEY_BUSY) {
+                    return take_over(bucket, slot, key, payload, weakly_ordered);
+                }
+                // Taken out by somebody else meanwhile: it needs a slot of its own.
+                break;
             }
         }
     }
@@ -55,7 +60,7 @@ pub unsafe fn insert(bucket: *mut Bucket, key: u64, payload: &Payload, weakly_or
     Inserted::Full
 }
 
-/// Reuses the slot of an older object at the same address.
+/// Reuses the slot of an older object at the same address, which the caller has claimed.
 #[inline(always)]
 unsafe fn take_over(
     bucket: *mut Bucket,
@@ -65,10 +70,8 @@ unsafe fn take_over(
     weakly_ordered: bool,
 ) -> Inserted {
     let keys = bucket.cast::<u64>();
-    // SAFETY: the caller's promise. User space, which scans meanwhile, must not see the new
-    // payload under the old key half written, hence the busy mark.
+    // SAFETY: the caller's promise.
     unsafe {
-        atomic::publish(keys.add(slot), KEY_BUSY, weakly_ordered);
         let old = (&raw const (*bucket).payloads[slot].site).read_volatile();
         write_payload(bucket, slot, payload);
         atomic::publish(keys.add(slot), key, weakly_ordered);
@@ -108,9 +111,9 @@ pub unsafe fn size(bucket: *const Bucket, key: u64) -> u32 {
 pub unsafe fn remove(bucket: *mut Bucket, key: u64, weakly_ordered: bool) -> Option<Payload> {
     let keys = bucket.cast::<u64>();
     for slot in 0..BUCKET_SLOTS {
-        // SAFETY: `slot` is below BUCKET_SLOTS; a slot with our key is ours until we clear it.
+        // SAFETY: `slot` is below BUCKET_SLOTS; a slot that was claimed is ours until we clear it.
         unsafe {
-            if atomic::load(keys.add(slot)) == key {
+            if atomic::load(keys.add(slot)) == key && atomic::replace(keys.add(slot), key, KEY_BUSY) {
                 let payload = (&raw const (*bucket).payloads[slot]).read_volatile();
                 atomic::publish(keys.add(slot), KEY_EMPTY, weakly_ordered);
                 return Some(payload);
@@ -118,6 +121,33 @@ pub unsafe fn remove(bucket: *mut Bucket, key: u64, weakly_ordered: bool) -> Opt
         }
     }
     None
+}
+
+/// Takes an entry out of a slot from user space, if `wanted` says so of its payload; says whether it did.
+///
+/// It is asked once more of what was claimed: since the first look the object may have been freed, and another one
+/// allocated at its address. Programs that look for that one just then do not find it, for some nanoseconds.
+///
+/// # Safety
+/// As for [`insert`]; `slot` is below [`BUCKET_SLOTS`].
+pub unsafe fn forget(
+    bucket: *mut Bucket,
+    slot: usize,
+    mut wanted: impl FnMut(u64, &Payload) -> bool,
+) -> bool {
+    let word = bucket.cast::<u64>().wrapping_add(slot);
+    // SAFETY: the caller's promise. What was claimed is nobody else's until it is published again.
+    unsafe {
+        let Some((key, payload)) = read(bucket, slot) else { return false };
+        if !wanted(key, &payload) || !atomic::replace(word, key, KEY_BUSY) {
+            return false;
+        }
+        let claimed = (&raw const (*bucket).payloads[slot]).read_volatile();
+        let goes = wanted(key, &claimed);
+        // Ordered whatever the machine is: this is user space, and seldom.
+        atomic::publish(word, if goes { KEY_EMPTY } else { key }, true);
+        goes
+    }
 }
 
 /// Reads a slot from user space while programs are changing it; `None` when it holds nothing
@@ -128,18 +158,23 @@ pub unsafe fn remove(bucket: *mut Bucket, key: u64, weakly_ordered: bool) -> Opt
 #[inline]
 pub unsafe fn read(bucket: *const Bucket, slot: usize) -> Option<(u64, Payload)> {
     let keys = bucket.cast::<u64>();
-    // SAFETY: the caller's promise. The second look at the key tells whether the slot changed
-    // hands meanwhile; the same object freed and allocated again in between has a new time, and
-    // either payload is a true one because a slot is never reused without KEY_BUSY or KEY_EMPTY
-    // in between, which x86 and the fence keep in order.
+    // SAFETY: the caller's promise. The second look at the key tells whether the slot changed hands
+    // meanwhile, but not whether it did so twice: freed, and allocated again at the same address. So the payload
+    // is read twice, with a look at the key between and after. Half of one and half of another would have to be read
+    // alike both times, while whoever writes it holds the key back.
     unsafe {
+        use core::sync::atomic::{Ordering, fence};
         let key = atomic::load(keys.add(slot));
         if key == KEY_EMPTY || key == KEY_BUSY {
             return None;
         }
-        core::sync::atomic::fence(core::sync::atomic::Ordering::Acquire);
+        fence(Ordering::Acquire);
         let payload = (&raw const (*bucket).payloads[slot]).read_volatile();
-        core::sync::atomic::fence(core::sync::atomic::Ordering::Acquire);
-        (atomic::load(keys.add(slot)) == key).then_some((key, payload))
+        fence(Ordering::Acquire);
+        let between = atomic::load(keys.add(slot));
+        fence(Ordering::Acquire);
+        let again = (&raw const (*bucket).payloads[slot]).read_volatile();
+        fence(Ordering::Acquire);
+        (between == key && again == payload && atomic::load(keys.add(slot)) == key).then_some((key, payload))
     }
 }

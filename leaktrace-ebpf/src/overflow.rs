@@ -27,12 +27,14 @@ impl Overflow for OverflowMap {
 
     #[inline(always)]
     fn take(&mut self, key: u64) -> Option<Payload> {
-        // SAFETY: the entry is this address's, whose events are ordered: nobody else removes it.
+        // SAFETY: the entry is this address's, and the kernel keeps its memory while programs that found it run.
         unsafe {
             let found = *OVERFLOW.get_ptr(&key)?;
-            if OVERFLOW.remove(&key).is_ok() {
-                atomic::add(&raw mut (*self.0).overflow_live, u64::MAX);
+            // Only one of those that found it takes it out.
+            if OVERFLOW.remove(&key).is_err() {
+                return None;
             }
+            atomic::add(&raw mut (*self.0).overflow_live, u64::MAX);
             Some(found)
         }
     }

@@ -64,7 +64,7 @@ pub(crate) fn capture(
         if !first && (*cpu).plenty == 0 && hash & mask != 0 {
             return 0;
         }
-        if (*cpu).capturing & 1_u32 << program != 0 {
+        if (&raw const (*cpu).capturing).read_volatile() & 1_u64 << program != 0 {
             atomic::add(&raw mut (*control).stacks_failed, 1);
             return 0;
         }
@@ -113,7 +113,7 @@ pub(crate) fn capture_always(
 ) -> Captured {
     // SAFETY: as above.
     unsafe {
-        if (*cpu).capturing & 1_u32 << program != 0 {
+        if (&raw const (*cpu).capturing).read_volatile() & 1_u64 << program != 0 {
             atomic::add(&raw mut (*control).stacks_failed, 1);
             return Captured::NONE;
         }
@@ -124,13 +124,13 @@ pub(crate) fn capture_always(
 /// Captures and books what that took.
 #[inline(always)]
 unsafe fn take(ctx: &impl EbpfContext, program: u32, control: *mut Control, cpu: *mut CpuState) -> Captured {
-    let busy = 1_u32 << program;
+    let busy = 1_u64 << program;
     // SAFETY: the caller's map values.
     unsafe {
         let begun = bpf_ktime_get_ns();
-        (*cpu).capturing |= busy;
+        atomic::or(&raw mut (*cpu).capturing, busy);
         let captured = read(ctx, program, control);
-        (*cpu).capturing &= !busy;
+        atomic::and(&raw mut (*cpu).capturing, !busy);
         let spent = bpf_ktime_get_ns().wrapping_sub(begun);
         (*cpu).tokens_ns = (*cpu).tokens_ns.wrapping_sub(spent as i64);
         (*cpu).stacks += 1;

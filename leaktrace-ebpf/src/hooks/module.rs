@@ -73,7 +73,8 @@ fn changed(module: u64, loaded: bool) -> Option<()> {
             *second = ModuleRange { start: 0, end: 0 };
             atomic::add(&raw mut (*control).watched, u64::MAX);
         }
-        atomic::publish(&raw mut (*event).time_ns, bpf_ktime_get_ns(), config!(weakly_ordered) != 0);
+        (*event).time_ns = bpf_ktime_get_ns();
+        atomic::publish(&raw mut (*event).number, number + 1, config!(weakly_ordered) != 0);
     }
     None
 }

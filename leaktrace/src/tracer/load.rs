@@ -263,8 +263,9 @@ pub fn unload(ebpf: &mut Ebpf, program: &Program) -> Result<()> {
     .map_err(Into::into)
 }
 
-/// Waits until every program that is running now has ended: they run without preemption, and the
-/// global membarrier is a grace period (`kernel/sched/membarrier.c`).
+/// Waits until every program that is running now has ended: each runs as a reader of RCU, preempted or not
+/// (`kernel/bpf/trampoline.c`, `kernel/trace/bpf_trace.c`), and the global membarrier is a grace period
+/// (`kernel/sched/membarrier.c`).
 pub fn wait_for_programs() {
     // SAFETY: membarrier takes integers only.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };

@@ -1,9 +1,7 @@
 //! Reading the live table: a million objects in milliseconds.
 
-use leaktrace_common::{
-    BUCKET_SLOTS, Bucket, FRAGMENT, KEY_BUSY, KEY_EMPTY, Payload, SITE_PENDING, decode_address,
-};
-use leaktrace_ebpf::{atomic, live};
+use leaktrace_common::{BUCKET_SLOTS, Bucket, FRAGMENT, Payload, SITE_PENDING, decode_address};
+use leaktrace_ebpf::live;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{births::BirthTable, mapped::MappedArray};
@@ -248,14 +246,11 @@ pub fn forget_pending(table: &MappedArray<Bucket>, before_ns: u64) {
     for index in 0..table.len() {
         let bucket = table.at(index);
         for slot in 0..BUCKET_SLOTS {
-            // SAFETY: as in `visit`. The exchange guards against a slot that changes hands meanwhile.
+            // SAFETY: as in `visit`.
             unsafe {
-                if let Some((key, payload)) = live::read(bucket, slot)
-                    && payload.site == SITE_PENDING
-                    && payload.time_ns < before_ns
-                {
-                    atomic::replace(bucket.cast::<u64>().add(slot), key, KEY_EMPTY);
-                }
+                live::forget(bucket, slot, |_, payload| {
+                    payload.site == SITE_PENDING && payload.time_ns < before_ns
+                });
             }
         }
     }
@@ -343,18 +338,14 @@ pub fn purge(table: &MappedArray<Bucket>, sites: usize, sample_shift: u32, born_
     for index in 0..table.len() {
         let bucket = table.at(index);
         for slot in 0..BUCKET_SLOTS {
-            // SAFETY: as in `visit`. A program that still uses the larger sample may free the object
-            // meanwhile: the exchange guards against a slot that has changed hands since it was read.
+            // SAFETY: as in `visit`. A program that still uses the larger sample may free the object meanwhile.
             unsafe {
-                let word = bucket.cast::<u64>().add(slot);
-                let key = atomic::load(word);
-                if key == KEY_EMPTY || key == KEY_BUSY {
-                    continue;
-                }
-                let hash = leaktrace_common::address_hash(decode_address(key));
-                if !leaktrace_common::is_sampled(hash, sample_shift) {
-                    atomic::replace(word, key, KEY_EMPTY);
-                } else if let Some((_, payload)) = live::read(bucket, slot)
+                let gone = live::forget(bucket, slot, |key, _| {
+                    let hash = leaktrace_common::address_hash(decode_address(key));
+                    !leaktrace_common::is_sampled(hash, sample_shift)
+                });
+                if !gone
+                    && let Some((_, payload)) = live::read(bucket, slot)
                     && payload.time_ns <= born_before_ns
                     && let Some(kept) = kept.get_mut(payload.site as usize)
                 {

@@ -80,11 +80,18 @@ impl Watch {
         }
         while self.seen < newest {
             let event = self.log.read(self.seen as usize % MODULE_EVENTS as usize);
-            if event.time_ns == 0 {
+            // The number is written last. Read again, it says whether the rest was written over meanwhile.
+            let complete = event.number == self.seen + 1
+                && self.log.read(self.seen as usize % MODULE_EVENTS as usize).number == event.number;
+            if event.number <= self.seen {
                 // Being written: at the next look.
                 break;
             }
             self.seen += 1;
+            if !complete {
+                self.missed += 1;
+                continue;
+            }
             let Some(module) = self.modules.get(event.module as usize) else { continue };
             if event.loaded == 0 {
                 if let Some(stay) = self
