@@ -14,6 +14,7 @@
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
+#include <linux/xarray.h>
 
 #include "leakdrv.h"
 
@@ -177,9 +178,48 @@ static noinline int lost_whole_leak(unsigned int n)
 }
 static int lost_whole_balanced(unsigned int n) { return -EOPNOTSUPP; }
 
+/* Leaves in a tree whose root nobody has any more: what holds them are the kernel's nodes, which it could give back. */
+#define LEAVES 8
+struct tree {
+	struct xarray leaves;
+	char data[600];
+};
+
+struct leaf {
+	char data[200];
+};
+
+static noinline struct leaf *lost_leaf(void)
+{
+	struct leaf *leaf = kzalloc(sizeof(*leaf), GFP_KERNEL);
+
+	OPTIMIZER_HIDE_VAR(leaf);
+	return leaf;
+}
+
+static noinline int lost_tree_leak(unsigned int n)
+{
+	for (; n; n--) {
+		struct tree *tree = kzalloc(sizeof(*tree), GFP_KERNEL);
+		unsigned long i;
+
+		if (!tree)
+			return -ENOMEM;
+		xa_init(&tree->leaves);
+		for (i = 0; i < LEAVES; i++) {
+			struct leaf *leaf = lost_leaf();
+
+			if (!leaf || xa_err(xa_store(&tree->leaves, i, leaf, GFP_KERNEL)))
+				return -ENOMEM;
+		}
+	}
+	return 0;
+}
+static int lost_tree_balanced(unsigned int n) { return -EOPNOTSUPP; }
+
 const struct leak_path holder_paths[] = {
 	ENTRY(held_data), ENTRY(held_percpu), ENTRY(held_area), ENTRY(held_page), ENTRY(held_list), ENTRY(held_stack),
-	ENTRY(lost_whole), {}
+	ENTRY(lost_whole), ENTRY(lost_tree), {}
 };
 
 int holder_init(void)

@@ -66,11 +66,14 @@ pub(super) struct Wanted {
     survivors: u64,
     /// Whether its pages may be tables for a device.
     may_be_table: bool,
+    /// Whether it is looked for only because it may hold others.
+    may_hold: bool,
 }
 
-/// What is suspected, and what may have been a burst that was lost.
+/// What is suspected, what may have been a burst that was lost, and what the kernel can give back: nodes of a tree that was
+/// lost are such, and would hide all that hangs on them.
 pub(super) fn sites(judgement: &Judgement<'_>, places: &Places) -> Vec<Wanted> {
-    let of_note = judgement.judged.iter().filter(|judged| judged.evidence.verdict() >= Verdict::Plateau);
+    let of_note = judgement.judged.iter().filter(|judged| judged.evidence.verdict() >= Verdict::Cache);
     of_note
         .filter(|judged| judged.site.survivors > 0)
         .filter_map(|judged| {
@@ -85,6 +88,7 @@ pub(super) fn sites(judgement: &Judgement<'_>, places: &Places) -> Vec<Wanted> {
                 name: format!("{label} ({})", site.cache),
                 survivors: site.survivors,
                 may_be_table: judged.module.as_deref().is_none_or(makes_tables),
+                may_hold: judged.evidence.verdict() == Verdict::Cache,
             })
         })
         .collect()
@@ -102,27 +106,26 @@ pub(super) fn choose(
     cpus: u32,
 ) -> Result<Chosen> {
     let mut chosen = Chosen::default();
-    let group_of: FxHashMap<usize, (u32, Kind, bool)> = sites
-        .iter()
-        .zip(0..)
-        .map(|(wanted, group)| (wanted.index, (group, wanted.kind, wanted.may_be_table)))
-        .collect();
-    let survivors: u64 = sites.iter().map(|wanted| wanted.survivors).sum();
-    chosen.groups = sites.into_iter().map(|wanted| (wanted.key, wanted.name)).collect();
-    // The same decision for each object, whatever the order: by its address.
-    let stride = survivors.div_ceil(MOST).max(1);
+    let survivors = |may_hold: bool| -> u64 {
+        sites.iter().filter(|wanted| wanted.may_hold == may_hold).map(|wanted| wanted.survivors).sum()
+    };
+    // The same decision for each object, whatever the order: by its address. What may only hold others has what is left.
+    let wanted = survivors(false);
+    let room = MOST.saturating_sub(wanted).max(1);
+    let strides = [wanted.div_ceil(MOST).max(1), survivors(true).div_ceil(room).max(1)];
+    let group_of: FxHashMap<usize, (u32, &Wanted)> =
+        sites.iter().zip(0..).map(|(wanted, group)| (wanted.index, (group, wanted))).collect();
+    chosen.groups = sites.iter().map(|wanted| (wanted.key, wanted.name.clone())).collect();
     let old = snapshot.taken_ns.saturating_sub(min_age.as_nanos() as u64);
     tracer.each_object(snapshot, |index, object| {
-        let Some(&(group, kind, may_be_table)) = group_of.get(&index).filter(|_| object.time_ns <= old)
-        else {
-            return;
-        };
-        if !address_hash(object.address).is_multiple_of(stride) {
-            chosen.left_out += 1;
+        let Some(&(group, wanted)) = group_of.get(&index).filter(|_| object.time_ns <= old) else { return };
+        if !address_hash(object.address).is_multiple_of(strides[usize::from(wanted.may_hold)]) {
+            chosen.left_out += u64::from(!wanted.may_hold);
             return;
         }
-        let bytes = bytes(object, kind, snapshot.sites[index].object_size, cpus);
-        chosen.candidates.push(Candidate::new(object.address, bytes, kind, group).or_table(may_be_table));
+        let bytes = bytes(object, wanted.kind, snapshot.sites[index].object_size, cpus);
+        let candidate = Candidate::new(object.address, bytes, wanted.kind, group);
+        chosen.candidates.push(candidate.or_table(wanted.may_be_table));
         chosen.addresses.push(object.address);
         chosen.times.push(object.time_ns);
     })?;
