@@ -51,7 +51,7 @@ impl Drop for Stop<'_> {
 #[ignore = "slow: five minutes of an agent under load"]
 fn an_agent_takes_no_more_with_time() {
     let _turn = turn();
-    let agent = Agent::start(&["--refresh", "1s"]);
+    let agent = Agent::start(&[]);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let ended = Stop(&stop);

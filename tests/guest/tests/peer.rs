@@ -48,9 +48,9 @@ pub fn test() -> Result<bool> {
             })
             .map(|finding| number(&finding["live"]["objects"]))
             .sum();
-        // It has seen them, and not that they were freed: else this compares nothing.
+        // It has seen them, and not that they were freed: else this compares nothing. Its walk of its own map may end early.
         let theirs = peer.get(function.as_str()).copied().unwrap_or(0);
-        let right = live == 0 && theirs >= OBJECTS / 4;
+        let right = live == 0 && theirs >= OBJECTS / 20;
         good &= right;
         let mark = if right { "" } else { "   WRONG" };
         println!("  {path:<12} {OBJECTS} balanced: leaktrace {live} live, memleak {theirs}{mark}");
