@@ -212,7 +212,14 @@ pub struct Control {
     pub page_offset: u64,
     /// Frees whose caller found no place in the table of callers.
     pub callers_full: u64,
+    /// The same as `stack_mask` for pages, of which nothing but a stack says where they come from. Of larger blocks fewer bits
+    /// count.
+    pub page_mask: u64,
 }
+
+/// The lowest bit of an address's hash that masks for stacks have: beside those that choose the bucket, and those that choose
+/// the sample.
+pub const STACK_MASK_SHIFT: u32 = 44;
 
 /// Pairs of a site and who frees its objects that are kept.
 pub const MAX_FREE_CALLERS: u32 = 4_096;

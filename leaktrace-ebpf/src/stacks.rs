@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use leaktrace_common::{
     Control, CpuState, MAX_MODULES, MAX_STACK_DEPTH, MODULE_RANGES, ModuleRange, SITE_FRAMES, SITE_SUSPECT,
-    STACK_PROBES, StackRecord,
+    STACK_MASK_SHIFT, STACK_PROBES, StackRecord,
 };
 use leaktrace_ebpf::{
     atomic,
@@ -79,8 +79,8 @@ pub(crate) fn capture(
     }
 }
 
-/// The stack of an allocation whose event does not say where it comes from: captured as long as
-/// the debt is small.
+/// The stack of a block of pages, of which the event does not say where it comes from: captured as long as the debt is
+/// small. A block of twice the size is captured twice as often, and when there is more debt.
 #[inline(always)]
 pub(crate) fn capture_place(
     ctx: &impl EbpfContext,
@@ -88,14 +88,17 @@ pub(crate) fn capture_place(
     control: *mut Control,
     cpu: *mut CpuState,
     hash: u64,
+    order: u32,
 ) -> Captured {
     // SAFETY: as above.
     unsafe {
         refill(cpu);
-        let mask = (&raw const (*control).stack_mask).read_volatile();
+        let mask = (&raw const (*control).page_mask).read_volatile();
+        let mask = mask >> (order & 31) & (u64::MAX << STACK_MASK_SHIFT);
+        let floor = -BURST_NS * i64::from(1 + (order & 3));
         if (*cpu).plenty == 0
             && config!(stack_share) < WHOLE_CPU
-            && (hash & mask != 0 || (*cpu).tokens_ns <= -BURST_NS)
+            && (hash & mask != 0 || (*cpu).tokens_ns <= floor)
         {
             return Captured::NONE;
         }

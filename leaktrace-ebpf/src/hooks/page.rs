@@ -48,7 +48,8 @@ fn allocated(ctx: &RawTracePointContext) -> Option<()> {
     let state = CPUS.get_ptr_mut(cpu)?;
     // Before anything else is decided: the verifier goes through these loops once for each way that leads here.
     let stack = if config!(filter_modules) == 0 {
-        stacks::capture_place(ctx, capturing::PAGE, control, state, address_hash(argument(ctx, 0)))
+        let (hash, order) = (address_hash(argument(ctx, 0)), argument(ctx, 1) as u32);
+        stacks::capture_place(ctx, capturing::PAGE, control, state, hash, order)
     } else {
         stacks::capture_always(ctx, capturing::PAGE, control, state)
     };

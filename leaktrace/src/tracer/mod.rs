@@ -29,6 +29,7 @@ pub mod sizes;
 mod snapshot;
 mod subjects;
 mod tick;
+mod unknown;
 mod watch;
 
 use std::{
@@ -91,7 +92,8 @@ pub struct Tracer {
     scans: u64,
     ticks: u64,
     slowest_scan: Duration,
-    last_allocated: (Instant, u64),
+    /// When stacks were adjusted last, and the allocations until then: of all, and of pages.
+    last_allocated: (Instant, u64, u64),
     lost_before: u64,
     last_forgotten: Instant,
     last: Option<snapshot::Last>,
@@ -162,7 +164,7 @@ impl Tracer {
             scans: 0,
             ticks: 0,
             slowest_scan: Duration::ZERO,
-            last_allocated: (now, 0),
+            last_allocated: (now, 0, 0),
             lost_before: 0,
             last_forgotten: now,
             last: None,
@@ -178,7 +180,7 @@ impl Tracer {
         self.sites.refresh();
         self.sites.forget_unknown_frees();
         (self.started, self.started_ns) = (Instant::now(), monotonic_ns());
-        self.last_allocated = (self.started, 0);
+        self.last_allocated = (self.started, 0, 0);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use leaktrace_common::STACK_MASK_SHIFT;
 
 use super::{Tracer, load, monotonic_ns, names, scan};
 
@@ -14,24 +15,35 @@ const STACK_NS: f64 = 2_500.0;
 
 impl Tracer {
     /// Chooses how thinly stacks are sampled from how many there would be and what each cost.
-    pub(super) fn adjust_stacks(&mut self, allocated: u64) {
-        let (then, before) = self.last_allocated;
+    pub(super) fn adjust_stacks(&mut self, allocated: u64, pages: u64) {
+        let (then, before, pages_before) = self.last_allocated;
         let elapsed = then.elapsed().as_secs_f64();
         if elapsed < 0.05 || self.settings.stack_share >= 1.0 {
             return;
         }
-        let per_second = allocated.saturating_sub(before) as f64 / elapsed;
-        self.last_allocated = (Instant::now(), allocated);
+        let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed;
+        let (slab, pages_per_s) = (
+            per_second(allocated.saturating_sub(pages), before.saturating_sub(pages_before)),
+            per_second(pages, pages_before),
+        );
+        self.last_allocated = (Instant::now(), allocated, pages);
         let (captured, ns) = (0..self.cpus.len())
             .map(|cpu| self.cpus.read(cpu))
             .fold((0, 0), |(captured, ns), cpu| (captured + cpu.stacks, ns + cpu.stacks_ns));
         let each = if captured == 0 { STACK_NS } else { ns as f64 / captured as f64 };
         let budget = self.settings.stack_share * 1e9 * f64::from(self.sizes.cpus);
-        let bits = (per_second * each / budget.max(1.0)).log2().ceil().clamp(0.0, 16.0) as u32;
-        // Bits beside those that choose the bucket and those that choose the sample.
-        let mask = ((1_u64 << bits) - 1) << 44;
-        // SAFETY: the control block is mapped; programs only read this word.
-        unsafe { (&raw mut (*self.control.at(0)).stack_mask).write_volatile(mask) };
+        let mask = |per_second: f64, budget: f64| {
+            let bits = (per_second * each / budget.max(1.0)).log2().ceil().clamp(0.0, 16.0) as u32;
+            ((1_u64 << bits) - 1) << STACK_MASK_SHIFT
+        };
+        // Of slab the site is known without a stack, so pages have half of it if they need so much.
+        let for_pages = (pages_per_s * each).min(budget / 2.0);
+        // SAFETY: the control block is mapped; programs only read these words.
+        unsafe {
+            let control = self.control.at(0);
+            (&raw mut (*control).stack_mask).write_volatile(mask(slab, budget - for_pages));
+            (&raw mut (*control).page_mask).write_volatile(mask(pages_per_s, budget / 2.0));
+        }
     }
 
     /// Tracks a smaller sample when more objects are live than the tables were made for.

@@ -20,6 +20,8 @@ use super::{
 pub struct Tick {
     /// Allocations seen since the start.
     pub allocated: u64,
+    /// Those of pages among them.
+    pub pages: u64,
     /// Frees seen since the start.
     pub freed: u64,
     /// Objects that are live now.
@@ -249,6 +251,7 @@ impl SiteTable {
             let raw = sum.raw();
             let live = epoch.tracked_live(&raw);
             tick.allocated += sum.allocated;
+            tick.pages += if family == FAMILY_PAGE { sum.allocated } else { 0 };
             tick.live += epoch.estimate(&raw, live, live) as u64;
         }
         tick

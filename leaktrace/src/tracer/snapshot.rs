@@ -18,6 +18,7 @@ use super::{
     scan::{self, LiveObject, Question},
     series::Series,
     sizes::Sizes,
+    unknown::{self, Nobodys},
     watch::Stay,
 };
 use crate::analysis::{births::Births, growth};
@@ -116,6 +117,8 @@ pub struct SiteRecord {
     pub births: Births,
     /// What became of the survivors of an earlier look.
     pub stay: Option<growth::Stay>,
+    /// Live objects among them that have no stack, and are taken to be of this caller.
+    pub shared: u64,
     /// Survivors that were really seen.
     pub seen: u64,
     /// Survivors that are others' pages, as the kernel says, and not counted.
@@ -177,6 +180,8 @@ pub struct Snapshot {
     pub taken_ns: u64,
     /// The slowest scan of the live table, that of the snapshot included.
     pub slowest_scan: Duration,
+    /// What has no stack, and of which no caller is known.
+    pub nobodys: Vec<Nobodys>,
     /// Frees whose caller found no place.
     pub callers_lost: u64,
     /// Subjects whose growth found no place.
@@ -224,7 +229,9 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
         let (record, shares) = parts.merge(tracer, first, &members);
         records::complete(tracer, record, &shares, (&mut people, &mut cohorts), now, &mut sites);
     }
+    let nobodys = unknown::share_out(&mut sites);
     Ok(Snapshot {
+        nobodys,
         duration: last.duration,
         ticks: tracer.ticks,
         scans: tracer.scans,

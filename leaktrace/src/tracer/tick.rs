@@ -36,7 +36,7 @@ impl Tracer {
         self.sites.refresh();
         self.sites.locate(&self.stacks, self.watch.stays());
         let totals = self.sites.totals();
-        self.adjust_stacks(totals.allocated);
+        self.adjust_stacks(totals.allocated, totals.pages);
         self.programs.miss_fewer(&mut self.ebpf, Wanted::Missing)?;
         if Instant::now() >= self.next_scan {
             self.scan()?;

@@ -21,6 +21,7 @@ pub(super) fn blind_spots(
     let mut spots = unseen_paths(snapshot, checks);
     spots.extend(unseen_frees(snapshot, refuted));
     spots.extend(kmemleaks_notes(snapshot));
+    spots.extend(without_stack(snapshot));
     spots.extend(not_told(snapshot, look_error));
     spots.extend(no_names(snapshot, surroundings));
     spots
@@ -85,6 +86,17 @@ fn distinct<'a>(caches: impl Iterator<Item = &'a String>) -> Vec<String> {
     caches.sort();
     caches.dedup();
     caches
+}
+
+/// What has no stack, and of which no caller is known.
+fn without_stack(snapshot: &Snapshot) -> Option<BlindSpot> {
+    let bytes: u64 = snapshot.nobodys.iter().map(|nobodys| nobodys.bytes).sum();
+    let effect = format!(
+        "{} are alive of which no stack was captured, so nobody is named: `--overhead 100` captures all",
+        units::bytes(bytes as f64)
+    );
+    let caches = distinct(snapshot.nobodys.iter().map(|nobodys| &nobodys.cache));
+    (bytes > 0).then(|| spot("allocations without a stack", effect, caches))
 }
 
 fn kmemleaks_notes(snapshot: &Snapshot) -> Option<BlindSpot> {

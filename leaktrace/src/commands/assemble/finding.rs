@@ -180,9 +180,7 @@ fn account(site: &SiteRecord, frames: [&Frame; 2], surroundings: &Surroundings) 
 
 fn call_site(site: &SiteRecord, surroundings: &Surroundings) -> Frame {
     if site.call_site == 0 {
-        // Of one family a stack tells the site, and there was none.
-        let what = if site.family == "unknown" { "(site table full)" } else { "(no stack)" };
-        return Frame { symbol: Some(what.into()), ..Frame::default() };
+        return Frame { symbol: Some("(site table full)".into()), ..Frame::default() };
     }
     outermost(site.call_site, surroundings)
 }

@@ -32,6 +32,12 @@ pub(super) fn evidence(
                 .to_owned(),
         );
     }
+    if judged.site.shared > 0 {
+        words.push(format!(
+            "{} of them have no stack: they are shared out to the callers of such blocks by what each keeps",
+            units::count(judged.site.shared)
+        ));
+    }
     let callers: Vec<_> =
         freed_by.iter().take(3).map(|by| format!("{} ({:.0} %)", by.caller, by.percent)).collect();
     if !callers.is_empty() {
