@@ -350,7 +350,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// isotp uses can, nf_tables uses nfnetlink, and so on.
+    /// Who uses whom here.
     struct Known;
 
     impl Uses for Known {

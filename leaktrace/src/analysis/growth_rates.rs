@@ -49,7 +49,7 @@ fn walk(rng: &mut Rng, seconds: f64, step: usize, order: Order) -> Vec<(f64, f64
                 continue;
             }
             let freed = match order {
-                Order::Any if rng.usize(0..older + live.len() + 1) <= older => None,
+                Order::Any if rng.usize(0..=older + live.len()) <= older => None,
                 Order::First => live.pop_front(),
                 Order::Last => live.pop_back(),
                 Order::Any => live.swap_remove_back(rng.usize(0..live.len())),

@@ -62,7 +62,10 @@ impl Surroundings {
     /// The same as numbers; none where nothing was finished.
     pub(super) fn proven(&self, site: &SiteRecord) -> Option<Proven> {
         let side = self.reachability(site)?;
-        Some(Proven { checked: side.candidates, orphans: side.orphans, held: side.held, free: side.free })
+        // What holds them may itself be lost, if not all of that was looked for.
+        let thinned = self.proofs.as_ref().is_some_and(|proofs| proofs.thinned);
+        let held = if thinned { 0 } else { side.held };
+        Some(Proven { checked: side.candidates, orphans: side.orphans, held, free: side.free })
     }
 
     /// One object of a site, as it is reported.

@@ -1,8 +1,12 @@
 //! `leaktrace`: trace, and report.
 
-use std::{path::Path, process::ExitCode, time::Instant};
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tokio::{runtime::Runtime, time::Instant as Deadline};
 
 use super::{
@@ -16,10 +20,12 @@ use super::{
     session::{self, How, Session, Woken},
 };
 use crate::{
+    analysis::verdict::Verdict,
     cli::{TraceArgs, prove_limit},
-    proof::Prover,
-    report::escape,
+    proof::{Limit, Prover},
+    report::{escape, model::Finding},
     tracer::Snapshot,
+    units,
 };
 
 /// Traces and reports.
@@ -65,19 +71,17 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     });
     // What is freed while programs are detached one by one is not seen, so /proc is read before.
     session.surroundings.refresh(root);
-    let snapshot = if let Some(prover) = prover {
-        // A proof takes time, in which nobody looks at survivors: the trace is judged as it stood before.
-        let snapshot = session.tracer.snapshot_at_the_end()?;
-        let proofs = prover
-            .and_then(|prover| prove(&prover, &mut session, &runtime, &snapshot, (args, shaken.as_ref())));
-        session.surroundings.proofs = Some(proofs.unwrap_or_else(|error| Proofs::failed(&error)));
-        session.tracer.detach()?;
-        snapshot
-    } else {
-        session.tracer.detach()?;
-        session.tracer.snapshot()?
+    let quickly = prover.is_none() && !args.no_prove;
+    let proven = prove_at_the_end(&mut session, &runtime, (args, shaken.as_ref()), prover)?;
+    session.tracer.detach()?;
+    let snapshot = match proven {
+        Some(snapshot) => snapshot,
+        None => session.tracer.snapshot()?,
     };
     let mut report = session.report(&snapshot, shaken.as_ref())?;
+    if quickly && report.reachability.is_none() && report.findings.iter().any(Finding::is_of_note) {
+        report.reachability = prove::open().err().map(|error| Proofs::failed(&error).report);
+    }
     if let Some(listed) = listed {
         kmemleak::compare(&mut session.tracer, &snapshot, listed, &mut report)?;
     }
@@ -85,33 +89,102 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     Ok(judging::exit_code(&report, args))
 }
 
+/// What was traced, and what was alive before caches were dropped.
+struct Found<'a> {
+    snapshot: &'a Snapshot,
+    shaken: Option<&'a Before>,
+}
+
+/// How much is looked for, and read.
+struct Ask {
+    limit: Limit,
+    most: u64,
+}
+
+/// What a proof may read and take that nobody asked for, in all of its looks.
+const QUICKLY: Limit = Limit { bytes: 32 << 30, time: Duration::from_secs(10) };
+/// Objects that it looks for at most.
+const QUICKLY_MOST: u64 = 20_000;
+
+/// Proves what was asked for, or what is suspected, and returns what the trace saw until then: a proof takes time, in which
+/// nobody looks at survivors. `None` where nothing is to be proven.
+fn prove_at_the_end(
+    session: &mut Session,
+    runtime: &Runtime,
+    (args, shaken): (&TraceArgs, Option<&Before>),
+    asked: Option<Result<Prover>>,
+) -> Result<Option<Snapshot>> {
+    let quickly = asked.is_none() && !args.no_prove && Path::new("/proc/kcore").exists();
+    if asked.is_none() && !quickly {
+        return Ok(None);
+    }
+    let snapshot = session.tracer.snapshot_at_the_end()?;
+    let found = Found { snapshot: &snapshot, shaken };
+    let proofs = match asked {
+        Some(prover) => prover.and_then(|prover| {
+            let ask = Ask { limit: prove_limit(&args.prove_limit), most: prove::MOST };
+            prove(&prover, session, runtime, (args, &found, ask))
+        }),
+        None if suspects(session, &found) => prove_quickly(session, runtime, (args, &found)),
+        None => return Ok(None),
+    };
+    session.surroundings.proofs = Some(proofs.unwrap_or_else(|error| Proofs::failed(&error)));
+    Ok(Some(snapshot))
+}
+
+/// Whether anything is suspected, or called a leak.
+fn suspects(session: &Session, found: &Found<'_>) -> bool {
+    let judgement = session.judge(found.snapshot, found.shaken);
+    judgement.judged.iter().any(|judged| judged.evidence.verdict() >= Verdict::Suspect)
+}
+
+/// Looks for suspects in memory where that is cheap: it decides most of them.
+fn prove_quickly(
+    session: &mut Session,
+    runtime: &Runtime,
+    (args, found): (&TraceArgs, &Found<'_>),
+) -> Result<Proofs> {
+    let prover = prove::open()?;
+    let bytes = QUICKLY.bytes / prove::LOOKS as u64;
+    let memory = prover.bytes()?;
+    if memory > bytes {
+        bail!(
+            "there are {} to read, more than is read unasked ({}); --prove does",
+            units::bytes(memory as f64),
+            units::bytes(bytes as f64)
+        );
+    }
+    let ask = Ask { limit: Limit { bytes, ..QUICKLY }, most: QUICKLY_MOST };
+    prove(&prover, session, runtime, (args, found, ask))
+}
+
 /// Looks for pointers to survivors, while tracing goes on: what is freed meanwhile is no orphan.
 fn prove(
     prover: &Prover,
     session: &mut Session,
     runtime: &Runtime,
-    snapshot: &Snapshot,
-    (args, shaken): (&TraceArgs, Option<&Before>),
+    (args, found, ask): (&TraceArgs, &Found<'_>, Ask),
 ) -> Result<Proofs> {
+    let snapshot = found.snapshot;
     let cpus = session.surroundings.machine.possible_cpus;
     let sites = {
-        let judgement = session.judge(snapshot, shaken);
+        let judgement = session.judge(snapshot, found.shaken);
         prove::sites(&judgement, &session.surroundings.places)
     };
-    let chosen = prove::choose(&mut session.tracer, snapshot, sites, args.survivor_age(), cpus)?;
+    let how = (args.survivor_age(), cpus, ask.most);
+    let chosen = prove::choose(&mut session.tracer, snapshot, &sites, how)?;
     if chosen.is_empty() {
         return Ok(Proofs::default());
     }
-    let limit = prove_limit(&args.prove_limit);
     let cpus = session.surroundings.machine.online_cpus;
-    let mut pace = prove::Pace::new(args.watch.overhead / 100.0, cpus, limit.time, args.quiet);
+    let mut pace = prove::Pace::new(args.watch.overhead / 100.0, cpus, ask.limit.time, args.quiet);
     let mut go_on = |done: u64, expected: u64| {
         let until = Deadline::now() + pace.rest(done, expected);
         let woken = runtime.block_on(session.rest(until))?;
         pace.resume();
         Ok(woken == Woken::Tick)
     };
-    let proof = prove::look(prover, &chosen, limit, &mut go_on)?;
+    let proof = prove::look(prover, &chosen, ask.limit, &mut go_on)?;
     pace.finish();
     prove::conclude(&mut session.tracer, snapshot, &chosen, &proof, &session.surroundings.places)
 }

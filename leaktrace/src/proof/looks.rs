@@ -13,7 +13,7 @@ use super::{
 use crate::{analysis::linkage::Span, proc::kcore::Kcore, units};
 
 /// Looks at most: two decide, and each names one more step of who holds what.
-pub(super) const LOOKS: usize = 3;
+pub const LOOKS: usize = 3;
 /// Looks that decide.
 const DECIDING: usize = 2;
 

@@ -40,7 +40,7 @@ use self::{
     targets::{Stands, Target, Targets},
 };
 pub use self::{
-    looks::Step,
+    looks::{LOOKS as MOST_LOOKS, Step},
     model::{Candidate, Cost, Found, Holder, Kind, Limit, Outcome, Proof},
 };
 use crate::{

@@ -97,6 +97,8 @@ pub struct Tracer {
     lost_before: u64,
     last_forgotten: Instant,
     last: Option<snapshot::Last>,
+    /// Whether the last look has been taken already.
+    ended: bool,
 }
 
 impl Tracer {
@@ -168,6 +170,7 @@ impl Tracer {
             lost_before: 0,
             last_forgotten: now,
             last: None,
+            ended: false,
         })
     }
 
@@ -258,7 +261,9 @@ impl Tracer {
         self.sites.refresh();
         self.sites.locate(&self.stacks, self.watch.stays());
         // The last tick that counted survivors may have been a while ago.
-        self.scan()?;
+        if !self.ended {
+            self.scan()?;
+        }
         let last = snapshot::Last { costs: self.costs()?, duration: self.started.elapsed() };
         self.sites.freeze_unknown_frees();
         self.programs.detach(&mut self.ebpf)?;
@@ -274,6 +279,7 @@ impl Tracer {
         self.sites.refresh();
         self.sites.locate(&self.stacks, self.watch.stays());
         self.scan()?;
+        self.ended = true;
         self.snapshot()
     }
 
