@@ -10,6 +10,7 @@ mod growth_rates;
 pub mod holders;
 pub mod lifetime;
 pub mod linkage;
+pub mod naming;
 pub mod reach;
 pub mod triage;
 pub mod verdict;

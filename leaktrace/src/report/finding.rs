@@ -28,6 +28,9 @@ pub struct Finding {
     pub family: Word,
     /// Name of the slab cache; of other families the size of the block (`pages-16k`) or the family.
     pub cache: String,
+    /// Of several caches that the kernel has merged the one that fits who allocates, where that is another one.
+    #[serde(default)]
+    pub object: Option<String>,
     /// The module to blame, or the kernel's function where none is on the stack.
     pub module: String,
     /// Whether `module` is a loadable module.
@@ -298,6 +301,14 @@ fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error>
 }
 
 impl Finding {
+    /// What the objects are: the cache's name, or a better one.
+    pub fn what(&self) -> Cow<'_, str> {
+        match &self.object {
+            Some(object) => Cow::from(format!("{object} ({})", self.cache)),
+            None => Cow::from(&self.cache),
+        }
+    }
+
     /// Whether it is a leak or a suspect.
     pub fn is_of_note(&self) -> bool {
         matches!(&*self.verdict, "leak" | "suspect")

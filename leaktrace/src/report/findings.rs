@@ -53,7 +53,7 @@ fn table(findings: &[Finding], style: &Style) -> String {
             finding.rank.to_string(),
             if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() },
             place(&finding.responsible, place_width),
-            shorten(&escape(&finding.cache), cache_width),
+            shorten(&escape(&finding.what()), cache_width),
             units::count(finding.live.objects),
             units::bytes(finding.live.bytes as f64),
             finding.growth.in_words(),

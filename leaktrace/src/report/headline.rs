@@ -111,7 +111,7 @@ fn leaking(
     format!(
         "{} {what} in {} at {}{others}.{lasts}",
         escape(&first.module),
-        escape(&first.cache),
+        escape(&first.what()),
         place(first)
     )
 }
@@ -140,7 +140,7 @@ fn suspected(first: &Finding, suspects: &[&Finding], window: f64) -> String {
         units::seconds(window),
         escape(&first.responsible.label()),
         units::bytes(first.survivors.bytes as f64),
-        escape(&first.cache),
+        escape(&first.what()),
         units::bytes(first.growth.bytes_per_s)
     )
 }

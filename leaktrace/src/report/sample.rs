@@ -32,6 +32,7 @@ pub fn finding(verdict: &'static str) -> Finding {
         doubt: None,
         score: 1_000.0,
         family: "kmem_cache".into(),
+        object: None,
         cache: "skbuff_head_cache".to_owned(),
         module: "foo".to_owned(),
         is_module: true,

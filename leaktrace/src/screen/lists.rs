@@ -45,7 +45,7 @@ pub(super) fn findings(findings: &[&Finding], width: u16) -> List {
                 finding.rank.to_string(),
                 if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() },
                 place(&finding.responsible, room),
-                shorten(&escape(&finding.cache), cache.into()),
+                shorten(&escape(&finding.what()), cache.into()),
                 units::count(finding.live.objects),
                 units::bytes(finding.live.bytes as f64),
                 finding.growth.in_words(),

@@ -232,11 +232,15 @@ impl Offer<'_> {
                 ],
             )
         };
+        let mut ways: Vec<Way> = ways.into_iter().flatten().collect();
         if self.layout.tracepoints.contains(&event) {
-            self.tracepoint(Some(Family::Vmalloc), false, frees, words);
-        } else {
-            self.add(Some(Family::Vmalloc), false, frees, words, ways.into_iter().flatten().collect());
+            // It tells of a free when the area is on the list of those that may be had again (`mm/vmalloc.c`), so a CPU
+            // that takes it at once is seen first: the function's entry is better, where it can be had.
+            let after = usize::from(frees && ways.first().is_some_and(|way| way[0].kind == Kind::Fentry));
+            ways.insert(after, vec![Program { name: event, target: event, kind: Kind::RawTracepoint }]);
+            ways.truncate(after + 1);
         }
+        self.add(Some(Family::Vmalloc), false, frees, words, ways);
     }
 
     fn other_frees(&mut self) {

@@ -4,7 +4,7 @@ use leaktrace_common::{FREED_BY_RCU, FREED_IN_BULK};
 
 use super::{Judged, Surroundings, words};
 use crate::{
-    analysis::{accounts::Agreement, lifetime, verdict},
+    analysis::{accounts::Agreement, lifetime, naming, verdict},
     report::model::{
         AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Proof, ReachSide,
         Stack, Stayed, Survivors, Task,
@@ -46,6 +46,7 @@ pub(super) fn finding(
         score: evidence.score().round(),
         family: site.family.into(),
         cache: site.cache.clone(),
+        object: object(site, [&call_site, &responsible], in_module.as_ref(), surroundings),
         is_module: in_module.is_some() || frees_it.is_some(),
         module,
         evidence: {
@@ -193,6 +194,19 @@ fn outermost(address: u64, surroundings: &Surroundings) -> Frame {
 /// The responsible frame: the call site's own, unless that allocates for others and a stack tells whom.
 fn responsible(site: &SiteRecord, call_site: &Frame, surroundings: &Surroundings) -> Frame {
     site.owner.map_or_else(|| call_site.clone(), |owner| outermost(owner, surroundings))
+}
+
+/// The name of the cache that fits best, of those that were merged.
+fn object(
+    site: &SiteRecord,
+    frames: [&Frame; 2],
+    in_module: Option<&Frame>,
+    surroundings: &Surroundings,
+) -> Option<String> {
+    let aliases = &surroundings.traits.get(&site.cache)?.aliases;
+    let functions: Vec<&str> = frames.into_iter().filter_map(|frame| frame.symbol.as_deref()).collect();
+    let module = in_module.and_then(|frame| frame.module.as_deref());
+    naming::object_name(&site.cache, aliases, &functions, module).map(str::to_owned)
 }
 
 /// Frees of a site without which it is not told whose they are, and the share that one module has to have.

@@ -293,8 +293,8 @@ fn is_reclaimable(surroundings: &Surroundings, cache: &str) -> bool {
 
 fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings) -> Evidence {
     let growth = growth(site, snapshot, surroundings);
-    // Lifetimes are of all callers of a site that allocates for others; what this one's do is known, then.
-    let lifetimes = Some(&site.lifetimes).filter(|_| site.owner.is_none() || !growth.stays());
+    // Lifetimes are of all that a site ever freed, for whichever caller. Where it was watched that old ones stay, that is known.
+    let lifetimes = Some(&site.lifetimes).filter(|_| !growth.stays());
     let in_memory = !matches!(site.family, "vmalloc" | "percpu");
     Evidence {
         allocated: site.allocated,

@@ -59,7 +59,7 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
             finding.rank,
             plain(&finding.verdict),
             code(&finding.responsible.label()),
-            code(&finding.cache),
+            code(&finding.what()),
             units::count(finding.live.objects),
             units::bytes(finding.live.bytes as f64),
             units::rate(finding.growth.bytes_per_s)
@@ -92,7 +92,7 @@ fn in_full(out: &mut String, finding: &Finding) -> fmt::Result {
         finding.rank,
         plain(&finding.verdict),
         code(&finding.responsible.label()),
-        code(&finding.cache)
+        code(&finding.what())
     )?;
     if let (Some(file), Some(line)) = (&finding.responsible.file, finding.responsible.line) {
         writeln!(out, "* {}", code(&format!("{file}:{line}")))?;
