@@ -49,6 +49,11 @@ impl Run {
 
     /// What the tool makes of it that looked before, at some part of the time.
     pub(crate) fn measured(&self, look: f64, min_age_s: f64) -> Growth {
+        self.looked_at_every(1.0, look, min_age_s)
+    }
+
+    /// The same, where survivors are counted at such intervals.
+    pub(crate) fn looked_at_every(&self, tick: f64, look: f64, min_age_s: f64) -> Growth {
         let now_s = self.seconds;
         let width = width_for(now_s);
         let births = self.births(now_s, width);
@@ -60,7 +65,7 @@ impl Run {
             now_s,
             min_age_s,
             stay: Some(Stay::of(&then, then_s, &births, now_s, min_age_s)),
-            levels: &self.levels(1.0, min_age_s),
+            levels: &self.levels(tick, min_age_s),
             frees: self.objects.iter().any(|(_, freed)| *freed < now_s),
             scale: 1.0,
         })

@@ -163,9 +163,9 @@ fn nothing_is_certain_sooner() {
 #[test]
 fn floors_and_errors() {
     let floor = detection_floor(60.0, 5.0, 60, 1).unwrap();
-    assert!((floor - 20.0 / 55.0).abs() < 1e-5, "{floor}");
+    assert!((floor - 22.0 / 55.0).abs() < 1e-5, "{floor}");
     assert!((detection_floor(60.0, 5.0, 60, 4).unwrap() - floor * 4.0).abs() < 1e-5);
-    assert_eq!(detection_floor(60.0, 5.0, 10, 1), None, "nearly all looks are needed");
+    assert_eq!(detection_floor(60.0, 5.0, 13, 1), None, "nearly all looks are needed");
     assert_eq!(detection_floor(5.0, 5.0, 100, 1), None);
     assert!(sampling_error(100, 1).abs() < 1e-9 && sampling_error(0, 8).abs() < 1e-9);
     assert!((sampling_error(100, 1_000_000) - 0.196).abs() < 1e-3);
