@@ -61,7 +61,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let _guard = runtime.enter();
     let mut session = Session::begin(kernel, &args.watch, &how)?;
     let mut judging = Judging::new(args);
-    let shaken = runtime.block_on(watch(&mut session, &mut judging))?;
+    let Watched { shaken, found } = runtime.block_on(watch(&mut session, &mut judging))?;
     let listed = kmemleak.map(|kmemleak| {
         let kmemleak = kmemleak?;
         kmemleak.scan()?;
@@ -71,8 +71,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     });
     // What is freed while programs are detached one by one is not seen, so /proc is read before.
     session.surroundings.refresh(root);
-    let quickly = prover.is_none() && !args.no_prove;
-    let proven = prove_at_the_end(&mut session, &runtime, (args, shaken.as_ref()), prover)?;
+    // Who waits for a leak has it, and does not wait for more.
+    let quickly = prover.is_none() && !args.no_prove && !found;
+    let proven = prove_at_the_end(&mut session, &runtime, (args, shaken.as_ref()), (prover, quickly))?;
     session.tracer.detach()?;
     let snapshot = match proven {
         Some(snapshot) => snapshot,
@@ -112,9 +113,9 @@ fn prove_at_the_end(
     session: &mut Session,
     runtime: &Runtime,
     (args, shaken): (&TraceArgs, Option<&Before>),
-    asked: Option<Result<Prover>>,
+    (asked, quickly): (Option<Result<Prover>>, bool),
 ) -> Result<Option<Snapshot>> {
-    let quickly = asked.is_none() && !args.no_prove && Path::new("/proc/kcore").exists();
+    let quickly = quickly && Path::new("/proc/kcore").exists();
     if asked.is_none() && !quickly {
         return Ok(None);
     }
@@ -189,13 +190,22 @@ fn prove(
     prove::conclude(&mut session.tracer, snapshot, &chosen, &proof, &session.surroundings.places)
 }
 
+/// How a trace ended.
+struct Watched {
+    /// What was alive before caches were dropped, if they were.
+    shaken: Option<Before>,
+    /// Whether the leak was found that was waited for.
+    found: bool,
+}
+
 /// Ticks until the time is up, a signal comes or what is waited for is found; and then drops caches, if
-/// that is asked for, and returns what was alive before.
-async fn watch(session: &mut Session, judging: &mut Judging<'_>) -> Result<Option<Before>> {
+/// that is asked for.
+async fn watch(session: &mut Session, judging: &mut Judging<'_>) -> Result<Watched> {
     let args = judging.args;
     let begun = Instant::now();
     let end = Deadline::from_std(begun + args.duration);
     let mut progress = Progress::new(args.duration, args.quiet);
+    let mut found = false;
     loop {
         let (woken, tick) = session.tick(end).await?;
         if woken == Woken::Stopped {
@@ -203,11 +213,13 @@ async fn watch(session: &mut Session, judging: &mut Judging<'_>) -> Result<Optio
         }
         progress.show(&tick);
         progress.say(&session.tracer.messages());
-        if Deadline::now() >= end || judging.has_leak(session)? {
+        found = judging.has_leak(session)?;
+        if found || Deadline::now() >= end {
             break;
         }
     }
     progress.finish();
     progress.say(&session.tracer.messages());
-    if args.shake { judging::shake(&mut session.tracer).await } else { Ok(None) }
+    let shaken = if args.shake { judging::shake(&mut session.tracer).await? } else { None };
+    Ok(Watched { shaken, found })
 }
