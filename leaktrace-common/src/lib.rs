@@ -292,7 +292,7 @@ pub struct CpuState {
     pub last_pid: u64,
     /// 1 while every allocation may have its stack, 0 while the budget is short.
     pub plenty: u32,
-    /// Nothing.
+    /// Padding.
     pub unused: u32,
     /// One bit for each program that is capturing a stack on this CPU. Kernels before 6.1 let a
     /// program interrupt itself, and its buffer is one only. Those at function calls may be preempted.

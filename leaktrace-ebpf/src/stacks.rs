@@ -95,7 +95,7 @@ pub(crate) fn capture_place(
         refill(cpu);
         let mask = (&raw const (*control).page_mask).read_volatile();
         let mask = mask >> (order & 31) & (u64::MAX << STACK_MASK_SHIFT);
-        let floor = -BURST_NS * i64::from(1 + (order & 3));
+        let floor = -BURST_NS * i64::from(1 + if order > 3 { 3 } else { order });
         if (*cpu).plenty == 0
             && config!(stack_share) < WHOLE_CPU
             && (hash & mask != 0 || (*cpu).tokens_ns <= floor)

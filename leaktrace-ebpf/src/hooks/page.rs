@@ -174,7 +174,7 @@ pub extern "C" fn free_part(head: u64, at: u64, order: u32) -> u32 {
     let Some(control) = control() else { return 0 };
     let Some(bucket) = bucket(address_hash(head)) else { return 0 };
     let key = encode_address(head);
-    // SAFETY: map values; the pages are being freed, so nobody else works on their block.
+    // SAFETY: map values. Another CPU may be freeing other pages of this block: then only one of the two finds it.
     let taken = unsafe { table::take(bucket, &mut OverflowMap(control), key, config!(weakly_ordered) != 0) };
     let Some(block) = taken else { return 0 };
     let size = order_of((block.size & !FRAGMENT) >> config!(page_shift));
@@ -195,7 +195,7 @@ pub extern "C" fn keep_part(address: u64, time_ns: u64, site_and_stack: u64, tgi
         size: tgid_and_size as u32,
     };
     let Some(bucket) = bucket(address_hash(address)) else { return 1 };
-    // SAFETY: map values; the parts were in no table, because their block was.
+    // SAFETY: map values; the parts were in no table, because their block was, and it has been taken out.
     unsafe {
         let key = encode_address(address);
         let weakly_ordered = config!(weakly_ordered) != 0;

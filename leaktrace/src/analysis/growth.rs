@@ -131,10 +131,10 @@ pub struct Seen<'a> {
     pub min_age_s: f64,
     /// What became of the survivors of an earlier look.
     pub stay: Option<Stay>,
-    /// Live objects over time: seconds since the start, objects. Empty where nobody counted.
+    /// Survivors over time: seconds since the start, objects. Empty where nobody counted.
     pub levels: &'a [(f64, f64)],
-    /// Whether any object was freed.
-    pub frees: bool,
+    /// Objects that were allocated, and those of them that were freed.
+    pub events: (u64, u64),
     /// Objects that one of those in `births` stands for.
     pub scale: f64,
 }
@@ -182,6 +182,9 @@ impl Growth {
     }
 }
 
+/// A site that frees less than one in so many of its objects is no walk: then it need not be counted often.
+const SELDOM_FREED: u64 = 20;
+
 /// Measures growth.
 pub fn measure(seen: &Seen<'_>) -> Growth {
     let Some((births, first)) = seen.births.and_then(|births| Some((births, births.first()?))) else {
@@ -200,10 +203,12 @@ pub fn measure(seen: &Seen<'_>) -> Growth {
     growth.per_s = late * seen.scale / seconds;
     growth.error_per_s = error(settled) * seen.scale / births.width_s();
     growth.sustained_s = sustained(settled) * births.width_s();
-    growth.walk = if seen.frees {
-        (seen.levels.len() > 1).then(|| walk(seen.levels))
-    } else {
-        Some(0.5_f64.powi(born_in.min(1_000) as i32))
+    growth.walk = match seen.events {
+        (allocated, freed) if freed * SELDOM_FREED > allocated => {
+            (seen.levels.len() > 1).then(|| walk(seen.levels))
+        }
+        // A walk goes down as often as up. Only every other stretch counts, where any was freed.
+        (_, freed) => Some(0.5_f64.powi((if freed == 0 { born_in } else { born_in / 2 }).min(1_000) as i32)),
     };
     growth.shape = shape(&bins, seen.stay);
     growth

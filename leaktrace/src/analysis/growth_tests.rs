@@ -66,7 +66,10 @@ impl Run {
             min_age_s,
             stay: Some(Stay::of(&then, then_s, &births, now_s, min_age_s)),
             levels: &self.levels(tick, min_age_s),
-            frees: self.objects.iter().any(|(_, freed)| *freed < now_s),
+            events: (
+                self.objects.len() as u64,
+                self.objects.iter().filter(|(_, freed)| *freed < now_s).count() as u64,
+            ),
             scale: 1.0,
         })
     }

@@ -22,7 +22,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 /// What is traced, and at what cost.
 #[derive(Clone, Debug, Args)]
 pub struct WatchArgs {
-    /// Time between two looks at the tables [default: 1s, or a twentieth of --duration].
+    /// Time between two looks at the tables [default: 1s; of a trace below 20s a twentieth of it].
     #[arg(short, long, value_name = "TIME", value_parser = parse_window)]
     pub interval: Option<Duration>,
 

@@ -49,7 +49,7 @@ pub(super) struct Surroundings {
     pub(super) scope: Scope,
     /// What the kernel's own accounts had at the beginning and at the end, where it keeps them.
     pub(super) accounts: Option<(profile::Places, Accounts)>,
-    /// What looking for pointers in memory found, with `--prove`.
+    /// What looking for pointers in memory found, if anybody looked.
     pub(super) proofs: Option<Proofs>,
 }
 
@@ -62,10 +62,7 @@ impl Surroundings {
     /// The same as numbers; none where nothing was finished.
     pub(super) fn proven(&self, site: &SiteRecord) -> Option<Proven> {
         let side = self.reachability(site)?;
-        // What holds them may itself be lost, if not all of that was looked for.
-        let thinned = self.proofs.as_ref().is_some_and(|proofs| proofs.thinned);
-        let held = if thinned { 0 } else { side.held };
-        Some(Proven { checked: side.candidates, orphans: side.orphans, held, free: side.free })
+        Some(Proven { checked: side.candidates, orphans: side.orphans, held: side.held, free: side.free })
     }
 
     /// One object of a site, as it is reported.

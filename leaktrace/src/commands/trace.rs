@@ -61,7 +61,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let _guard = runtime.enter();
     let mut session = Session::begin(kernel, &args.watch, &how)?;
     let mut judging = Judging::new(args);
-    let Watched { shaken, found } = runtime.block_on(watch(&mut session, &mut judging))?;
+    let Watched { shaken, in_a_hurry } = runtime.block_on(watch(&mut session, &mut judging))?;
     let listed = kmemleak.map(|kmemleak| {
         let kmemleak = kmemleak?;
         kmemleak.scan()?;
@@ -71,8 +71,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     });
     // What is freed while programs are detached one by one is not seen, so /proc is read before.
     session.surroundings.refresh(root);
-    // Who waits for a leak has it, and does not wait for more.
-    let quickly = prover.is_none() && !args.no_prove && !found;
+    let quickly = prover.is_none() && !args.no_prove && !in_a_hurry;
     let proven = prove_at_the_end(&mut session, &runtime, (args, shaken.as_ref()), (prover, quickly))?;
     session.tracer.detach()?;
     let snapshot = match proven {
@@ -96,16 +95,8 @@ struct Found<'a> {
     shaken: Option<&'a Before>,
 }
 
-/// How much is looked for, and read.
-struct Ask {
-    limit: Limit,
-    most: u64,
-}
-
 /// What a proof may read and take that nobody asked for, in all of its looks.
 const QUICKLY: Limit = Limit { bytes: 32 << 30, time: Duration::from_secs(10) };
-/// Objects that it looks for at most.
-const QUICKLY_MOST: u64 = 20_000;
 
 /// Proves what was asked for, or what is suspected, and returns what the trace saw until then: a proof takes time, in which
 /// nobody looks at survivors. `None` where nothing is to be proven.
@@ -123,8 +114,7 @@ fn prove_at_the_end(
     let found = Found { snapshot: &snapshot, shaken };
     let proofs = match asked {
         Some(prover) => prover.and_then(|prover| {
-            let ask = Ask { limit: prove_limit(&args.prove_limit), most: prove::MOST };
-            prove(&prover, session, runtime, (args, &found, ask))
+            prove(&prover, session, runtime, (args, &found, prove_limit(&args.prove_limit)))
         }),
         None if suspects(session, &found) => prove_quickly(session, runtime, (args, &found)),
         None => return Ok(None),
@@ -145,18 +135,19 @@ fn prove_quickly(
     runtime: &Runtime,
     (args, found): (&TraceArgs, &Found<'_>),
 ) -> Result<Proofs> {
-    let prover = prove::open()?;
-    let bytes = QUICKLY.bytes / prove::LOOKS as u64;
-    let memory = prover.bytes()?;
-    if memory > bytes {
+    let limit = Limit { bytes: QUICKLY.bytes / prove::LOOKS as u64, ..QUICKLY };
+    // To count what there is to read takes long itself where there is much memory.
+    let memory = &session.surroundings.memory.1;
+    let others = memory.mem_free + memory.buffers + memory.cached + memory.active_anon.unwrap_or(0);
+    let least = memory.mem_total.saturating_sub(others + memory.inactive_anon.unwrap_or(0)) / 2;
+    if least > limit.bytes {
         bail!(
-            "there are {} to read, more than is read unasked ({}); --prove does",
-            units::bytes(memory as f64),
-            units::bytes(bytes as f64)
+            "the kernel has {} or more, and {} is what is read unasked; --prove reads more",
+            units::bytes(least as f64),
+            units::bytes(limit.bytes as f64)
         );
     }
-    let ask = Ask { limit: Limit { bytes, ..QUICKLY }, most: QUICKLY_MOST };
-    prove(&prover, session, runtime, (args, found, ask))
+    prove(&prove::open()?, session, runtime, (args, found, limit))
 }
 
 /// Looks for pointers to survivors, while tracing goes on: what is freed meanwhile is no orphan.
@@ -164,7 +155,7 @@ fn prove(
     prover: &Prover,
     session: &mut Session,
     runtime: &Runtime,
-    (args, found, ask): (&TraceArgs, &Found<'_>, Ask),
+    (args, found, limit): (&TraceArgs, &Found<'_>, Limit),
 ) -> Result<Proofs> {
     let snapshot = found.snapshot;
     let cpus = session.surroundings.machine.possible_cpus;
@@ -172,20 +163,19 @@ fn prove(
         let judgement = session.judge(snapshot, found.shaken);
         prove::sites(&judgement, &session.surroundings.places)
     };
-    let how = (args.survivor_age(), cpus, ask.most);
-    let chosen = prove::choose(&mut session.tracer, snapshot, &sites, how)?;
+    let chosen = prove::choose(&mut session.tracer, snapshot, &sites, args.survivor_age(), cpus)?;
     if chosen.is_empty() {
         return Ok(Proofs::default());
     }
     let cpus = session.surroundings.machine.online_cpus;
-    let mut pace = prove::Pace::new(args.watch.overhead / 100.0, cpus, ask.limit.time, args.quiet);
+    let mut pace = prove::Pace::new(args.watch.overhead / 100.0, cpus, limit.time, args.quiet);
     let mut go_on = |done: u64, expected: u64| {
         let until = Deadline::now() + pace.rest(done, expected);
         let woken = runtime.block_on(session.rest(until))?;
         pace.resume();
         Ok(woken == Woken::Tick)
     };
-    let proof = prove::look(prover, &chosen, ask.limit, &mut go_on)?;
+    let proof = prove::look(prover, &chosen, limit, &mut go_on)?;
     pace.finish();
     prove::conclude(&mut session.tracer, snapshot, &chosen, &proof, &session.surroundings.places)
 }
@@ -194,8 +184,8 @@ fn prove(
 struct Watched {
     /// What was alive before caches were dropped, if they were.
     shaken: Option<Before>,
-    /// Whether the leak was found that was waited for.
-    found: bool,
+    /// Whether a signal ended it, or the leak that was waited for: then nobody waits for what was not asked for.
+    in_a_hurry: bool,
 }
 
 /// Ticks until the time is up, a signal comes or what is waited for is found; and then drops caches, if
@@ -205,21 +195,22 @@ async fn watch(session: &mut Session, judging: &mut Judging<'_>) -> Result<Watch
     let begun = Instant::now();
     let end = Deadline::from_std(begun + args.duration);
     let mut progress = Progress::new(args.duration, args.quiet);
-    let mut found = false;
-    loop {
+    let in_a_hurry = loop {
         let (woken, tick) = session.tick(end).await?;
         if woken == Woken::Stopped {
-            break;
+            break true;
         }
         progress.show(&tick);
         progress.say(&session.tracer.messages());
-        found = judging.has_leak(session)?;
-        if found || Deadline::now() >= end {
-            break;
+        if judging.has_leak(session)? {
+            break true;
         }
-    }
+        if Deadline::now() >= end {
+            break false;
+        }
+    };
     progress.finish();
     progress.say(&session.tracer.messages());
     let shaken = if args.shake { judging::shake(&mut session.tracer).await? } else { None };
-    Ok(Watched { shaken, found })
+    Ok(Watched { shaken, in_a_hurry })
 }

@@ -86,7 +86,7 @@ impl Prover {
         let bytes = self.bytes()?;
         if bytes > limit.bytes {
             bail!(
-                "there are {} to read, more than --prove-limit allows ({})",
+                "there are {} to read, more than the limit of {}: --prove-limit raises that of --prove",
                 units::bytes(bytes as f64),
                 units::bytes(limit.bytes as f64)
             );

@@ -8,6 +8,9 @@ use super::{
 };
 use crate::{analysis::verdict, units};
 
+/// Seconds in which a leak could be seen if survivors were counted each second.
+const ENOUGH_S: f64 = 30.0;
+
 /// Makes the headline of a report from its findings.
 pub fn headline(report: &Report) -> Headline {
     let of = |verdict: &str| -> Vec<&Finding> {
@@ -49,6 +52,9 @@ pub fn headline(report: &Report) -> Headline {
                 let floor = rate_in_words(floor);
                 let _ =
                     write!(text, " A leak of less than {floor} (of 4 KiB: {bytes}/s) would not have shown.");
+            }
+            None if window >= ENOUGH_S => {
+                text.push_str(" Survivors were counted too seldom to see one: a shorter --interval helps.");
             }
             None => text.push_str(" The window is too short to see one."),
         }

@@ -58,7 +58,7 @@ pub struct Report {
     /// kmemleak's word, with `--kmemleak`.
     #[serde(default)]
     pub kmemleak: Option<KmemleakReport>,
-    /// How the kernel's memory was looked at, with `--prove`.
+    /// How the kernel's memory was looked at, by `--prove` or for suspects.
     #[serde(default)]
     pub reachability: Option<ReachReport>,
     /// What went away when caches were dropped, with `--shake`.

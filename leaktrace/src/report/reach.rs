@@ -11,7 +11,7 @@ use super::{
 };
 use crate::units;
 
-/// How memory was looked at, with `--prove`.
+/// How memory was looked at, by `--prove` or for suspects.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct ReachReport {
     /// Why it could not be.
@@ -163,7 +163,7 @@ impl ReachSide {
 /// Holders that are told of one finding.
 const HOLDERS: usize = 3;
 
-/// The part of the text on how memory was looked at; empty when nobody asked.
+/// The part of the text on how memory was looked at; empty where it was not looked at.
 pub(super) fn render(report: &Report, width: usize) -> Result<String, fmt::Error> {
     let mut out = String::new();
     let Some(reach) = &report.reachability else { return Ok(out) };

@@ -47,7 +47,8 @@ pub(super) fn visit(
     };
     let Tracer { live, sites, subjects, stacks, attribute, watch, .. } = tracer;
     scan::each(live, &overflow, |site, object| {
-        if excluded.contains(&object.address) {
+        // A proof takes time: what is newer is none of the snapshot's.
+        if excluded.contains(&object.address) || object.time_ns > snapshot.taken_ns {
             return;
         }
         let first = sites.first(site as usize);

@@ -2,8 +2,6 @@
 //!
 //! Which allocations get a stack is chosen by address and budget, not by caller: those without are as those with one.
 
-use rustc_hash::FxHashMap;
-
 use super::snapshot::SiteRecord;
 
 /// Live objects of nobody.
@@ -17,53 +15,60 @@ pub struct Nobodys {
     pub bytes: u64,
 }
 
-/// Shares out the records without a call site to those of the same size class, in proportion to what survives of each. Where
-/// none is known, they are returned.
+/// Shares out the records without a call site to those of the same kind (blocks of one size, areas, per-CPU memory), in
+/// proportion to what survives of each. Where nothing is known to survive, they stay, and are returned.
 pub(super) fn share_out(sites: &mut Vec<SiteRecord>) -> Vec<Nobodys> {
-    let mut nobodys: FxHashMap<String, SiteRecord> = FxHashMap::default();
-    sites.retain(|site| {
-        // Site 0 has what did not fit the site table, and is told as such.
-        let is_known = site.call_site != 0 || site.site == 0 || site.family == "unknown";
-        if !is_known {
-            nobodys.insert(site.cache.clone(), site.clone());
-        }
-        is_known
-    });
     let mut left = Vec::new();
-    for (cache, nobody) in nobodys {
-        let of_same = |site: &&mut SiteRecord| site.cache == cache && site.family == nobody.family;
-        let sum = |of: fn(&SiteRecord) -> u64| -> u64 {
-            sites.iter().filter(|site| site.cache == cache && site.family == nobody.family).map(of).sum()
-        };
-        let known = [
-            sum(|site| site.live),
-            sum(|site| site.survivors),
-            sum(|site| site.allocated),
-            sum(|site| site.freed),
-        ];
-        // Of slab only bulk allocations have their place from a stack, and the other sites of the cache are no measure of them.
-        let alike = matches!(nobody.family, "page" | "vmalloc" | "percpu");
-        if !alike || known[0] == 0 {
-            if nobody.live > 0 {
-                left.push(Nobodys { cache, objects: nobody.live, bytes: nobody.live_bytes });
-            }
+    let mut index = 0;
+    while index < sites.len() {
+        // Site 0 has what did not fit the site table, and is told as such.
+        if sites[index].call_site != 0 || sites[index].site == 0 {
+            index += 1;
             continue;
         }
-        let part = |whole: u64, mine: u64, known: u64| {
-            if known == 0 { 0 } else { (whole as f64 * mine as f64 / known as f64).round() as u64 }
-        };
-        for site in sites.iter_mut().filter(of_same) {
-            site.shared = part(nobody.live, site.live, known[0]);
-            site.live_bytes += part(nobody.live_bytes, site.live, known[0]);
-            site.live += site.shared;
-            site.survivor_bytes += part(nobody.survivor_bytes, site.survivors, known[1]);
-            site.survivors += part(nobody.survivors, site.survivors, known[1]);
-            site.allocated += part(nobody.allocated, site.allocated, known[2]);
-            site.freed += part(nobody.freed, site.freed, known[3]);
+        let nobody = sites.swap_remove(index);
+        if !give(&nobody, sites) {
+            let (objects, bytes) = (nobody.live, nobody.live_bytes);
+            left.push(Nobodys { cache: nobody.cache.clone(), objects, bytes });
+            sites.push(nobody);
+            let last = sites.len() - 1;
+            sites.swap(index, last);
+            index += 1;
         }
     }
+    left.retain(|nobodys| nobodys.objects > 0);
     left.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.cache.cmp(&b.cache)));
     left
+}
+
+/// Gives a record's objects to those alike; false where there are none.
+fn give(nobody: &SiteRecord, sites: &mut [SiteRecord]) -> bool {
+    // Of slab only bulk allocations have their place from a stack, and the other sites of the cache are no measure of them.
+    if !matches!(nobody.family, "page" | "vmalloc" | "percpu") {
+        return false;
+    }
+    let alike =
+        |site: &SiteRecord| site.call_site != 0 && site.cache == nobody.cache && site.family == nobody.family;
+    let sum = |of: fn(&SiteRecord) -> u64| -> u64 { sites.iter().filter(|site| alike(site)).map(of).sum() };
+    let (live, survivors) = (sum(|site| site.live), sum(|site| site.survivors));
+    let (allocated, freed) = (sum(|site| site.allocated), sum(|site| site.freed));
+    if allocated == 0 || (nobody.live > 0 && live == 0) || (nobody.survivors > 0 && survivors == 0) {
+        return false;
+    }
+    let part = |whole: u64, mine: u64, known: u64| {
+        if known == 0 { 0 } else { (whole as f64 * mine as f64 / known as f64).round() as u64 }
+    };
+    for site in sites.iter_mut().filter(|site| alike(site)) {
+        let shared = part(nobody.live, site.live, live);
+        site.shared += shared;
+        site.live_bytes += part(nobody.live_bytes, site.live, live);
+        site.survivor_bytes += part(nobody.survivor_bytes, site.survivors, survivors);
+        site.survivors += part(nobody.survivors, site.survivors, survivors);
+        site.allocated += part(nobody.allocated, site.allocated, allocated);
+        site.freed += part(nobody.freed, site.freed, freed);
+        site.live += shared;
+    }
+    true
 }
 
 #[cfg(test)]

@@ -92,8 +92,9 @@ fn distinct<'a>(caches: impl Iterator<Item = &'a String>) -> Vec<String> {
 fn without_stack(snapshot: &Snapshot) -> Option<BlindSpot> {
     let bytes: u64 = snapshot.nobodys.iter().map(|nobodys| nobodys.bytes).sum();
     let effect = format!(
-        "{} are alive of which no stack was captured, so nobody is named: `--overhead 100` captures all",
-        units::bytes(bytes as f64)
+        "{} are alive of which no stack was kept, so nobody is named{}",
+        units::bytes(bytes as f64),
+        if snapshot.lost.stack_overflow > 0 { "" } else { ": `--overhead 100` captures all" }
     );
     let caches = distinct(snapshot.nobodys.iter().map(|nobodys| &nobodys.cache));
     (bytes > 0).then(|| spot("allocations without a stack", effect, caches))

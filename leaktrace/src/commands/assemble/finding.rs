@@ -181,7 +181,8 @@ fn account(site: &SiteRecord, frames: [&Frame; 2], surroundings: &Surroundings) 
 
 fn call_site(site: &SiteRecord, surroundings: &Surroundings) -> Frame {
     if site.call_site == 0 {
-        return Frame { symbol: Some("(site table full)".into()), ..Frame::default() };
+        let what = if site.site == 0 { "(site table full)" } else { "(callers not captured)" };
+        return Frame { symbol: Some(what.into()), ..Frame::default() };
     }
     outermost(site.call_site, surroundings)
 }
@@ -215,9 +216,14 @@ const MOST_FREES: f64 = 60.0;
 
 /// The module that frees nearly all objects that the kernel itself allocates there: what is not freed it has most likely lost.
 fn culprit<'a>(site: &SiteRecord, freed_by: &'a [FreedBy]) -> Option<&'a str> {
-    let first = freed_by.first()?;
     let seen: u64 = site.free_callers.iter().map(|caller| caller.frees).sum();
-    first.module.as_deref().filter(|_| seen >= FEWEST_FREES && first.percent >= MOST_FREES)
+    // Of a site that allocates for others it is not known which caller's were freed by whom.
+    if seen < FEWEST_FREES || site.owner.is_some() {
+        return None;
+    }
+    let module = freed_by.first()?.module.as_deref()?;
+    let of_module = freed_by.iter().filter(|by| by.module.as_deref() == Some(module));
+    (of_module.map(|by| by.percent).sum::<f64>() >= MOST_FREES).then_some(module)
 }
 
 fn freed_by(site: &SiteRecord, surroundings: &Surroundings) -> Vec<FreedBy> {

@@ -1,10 +1,10 @@
 //! From what was seen of each site to a verdict, and their order.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
 
-use super::Surroundings;
+use super::{Surroundings, usage::unused};
 use crate::{
     analysis::{
         blame::{self, Context, Function},
@@ -228,34 +228,6 @@ fn notes_areas(site: &SiteRecord, surroundings: &Surroundings) -> bool {
     surroundings.places.locate(site.call_site).is_some_and(|place| blame::notes_areas(place.symbol))
 }
 
-/// Looks at the reference counts of modules, and the time between two: a file that is only opened for a
-/// moment, as most are, holds nothing.
-const LOOKS: u32 = 20;
-const BETWEEN: Duration = Duration::from_millis(5);
-
-/// The modules of these that nothing uses, as their reference counts say: open files, mounts, other modules.
-/// Where the count cannot be read although the module is loaded, something may.
-fn unused(root: &Path, modules: &[String]) -> Vec<String> {
-    let is_unused = |module: &String| {
-        let directory = root.join("sys/module").join(module);
-        match fs::read_to_string(directory.join("refcnt")) {
-            Ok(count) => count.trim() == "0",
-            Err(_) => !directory.exists(),
-        }
-    };
-    let (mut unused, mut used): (Vec<String>, Vec<String>) = modules.iter().cloned().partition(is_unused);
-    for _ in 1..LOOKS {
-        if used.is_empty() {
-            break;
-        }
-        std::thread::sleep(BETWEEN);
-        let (now, still) = used.into_iter().partition(is_unused);
-        unused.extend::<Vec<String>>(now);
-        used = still;
-    }
-    unused
-}
-
 /// Hooks that see frees of slab objects which fire no tracepoint.
 pub(super) fn missing_frees(snapshot: &Snapshot) -> Vec<&'static str> {
     let missing = |state: &&HookState| state.hook.frees && state.error.is_some();
@@ -293,8 +265,8 @@ fn is_reclaimable(surroundings: &Surroundings, cache: &str) -> bool {
 
 fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings) -> Evidence {
     let growth = growth(site, snapshot, surroundings);
-    // Lifetimes are of all that a site ever freed, for whichever caller. Where it was watched that old ones stay, that is known.
-    let lifetimes = Some(&site.lifetimes).filter(|_| !growth.stays());
+    // Lifetimes are of all callers of a site that allocates for others; what this one's do is known, then.
+    let lifetimes = Some(&site.lifetimes).filter(|_| site.owner.is_none() || !growth.stays());
     let in_memory = !matches!(site.family, "vmalloc" | "percpu");
     Evidence {
         allocated: site.allocated,
@@ -331,7 +303,7 @@ fn growth(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings) -
         min_age_s: surroundings.scope.min_age.as_secs_f64(),
         stay: site.stay,
         levels: &levels,
-        frees: site.freed > 0,
+        events: (site.allocated, site.freed),
         scale: if site.seen == 0 { 1.0 } else { site.survivors as f64 / site.seen as f64 },
     })
 }
@@ -404,22 +376,5 @@ mod tests {
         assert_eq!(booking("page"), [false; 4]);
         assert!(!books_frees_of("percpu_free_percpu", "kmalloc"));
         assert!(books_frees_of("percpu_free_percpu", "percpu"));
-    }
-
-    #[test]
-    fn modules_that_nothing_uses() {
-        let root = tempfile::tempdir().unwrap();
-        let module = |name: &str, count: Option<&str>| {
-            let directory = root.path().join("sys/module").join(name);
-            fs::create_dir_all(&directory).unwrap();
-            if let Some(count) = count {
-                fs::write(directory.join("refcnt"), count).unwrap();
-            }
-        };
-        module("idle", Some("0\n"));
-        module("busy", Some("2\n"));
-        module("unreadable", None);
-        let asked = ["idle", "busy", "unreadable", "gone"].map(str::to_owned);
-        assert_eq!(unused(root.path(), &asked), ["idle", "gone"]);
     }
 }

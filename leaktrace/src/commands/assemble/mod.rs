@@ -5,6 +5,7 @@ pub(super) mod coverage;
 mod finding;
 mod judge;
 mod unload;
+mod usage;
 mod words;
 
 use std::{

@@ -21,7 +21,7 @@ use crate::{
 pub(super) use pace::Pace;
 
 /// Objects that are looked for at most; of more a sample of each site is.
-pub(super) const MOST: u64 = 200_000;
+const MOST: u64 = 200_000;
 /// Looks at all memory that a proof takes at most.
 pub(super) use crate::proof::MOST_LOOKS as LOOKS;
 
@@ -38,8 +38,6 @@ pub(super) struct Chosen {
     /// By group: the site, and how it is called.
     groups: Vec<(Key, String)>,
     left_out: u64,
-    /// Whether some were left out: what these hold may be lost all the same.
-    thinned: bool,
 }
 
 /// What was proven.
@@ -49,8 +47,6 @@ pub(in crate::commands) struct Proofs {
     pub(in crate::commands) sides: FxHashMap<Key, ReachSide>,
     /// Of each object.
     pub(in crate::commands) outcomes: FxHashMap<u64, Outcome>,
-    /// Whether some objects were not looked for, so that what they hold is not told.
-    pub(in crate::commands) thinned: bool,
     /// How.
     pub(in crate::commands) report: ReachReport,
 }
@@ -100,7 +96,7 @@ pub(super) fn sites(judgement: &Judgement<'_>, places: &Places) -> Vec<Wanted> {
         .collect()
 }
 
-/// Chooses survivors of some sites: of which age, of how many copies that per-CPU memory has, and how many.
+/// Chooses survivors of some sites; `cpus` is how many copies per-CPU memory has.
 ///
 /// # Errors
 /// When the kernel refuses a look at the tables.
@@ -108,7 +104,8 @@ pub(super) fn choose(
     tracer: &mut Tracer,
     snapshot: &Snapshot,
     sites: &[Wanted],
-    (min_age, cpus, most): (Duration, u32, u64),
+    min_age: Duration,
+    cpus: u32,
 ) -> Result<Chosen> {
     let mut chosen = Chosen::default();
     let survivors = |may_hold: bool| -> u64 {
@@ -116,9 +113,8 @@ pub(super) fn choose(
     };
     // The same decision for each object, whatever the order: by its address. What may only hold others has what is left.
     let wanted = survivors(false);
-    let room = most.saturating_sub(wanted).max(1);
-    let strides = [wanted.div_ceil(most).max(1), survivors(true).div_ceil(room).max(1)];
-    chosen.thinned = strides.iter().any(|stride| *stride > 1);
+    let room = MOST.saturating_sub(wanted).max(1);
+    let strides = [wanted.div_ceil(MOST).max(1), survivors(true).div_ceil(room).max(1)];
     let group_of: FxHashMap<usize, (u32, &Wanted)> =
         sites.iter().zip(0..).map(|(wanted, group)| (wanted.index, (group, wanted))).collect();
     chosen.groups = sites.iter().map(|wanted| (wanted.key, wanted.name.clone())).collect();
@@ -213,7 +209,6 @@ pub(super) fn conclude(
     let group_of: Vec<u32> = chosen.candidates.iter().map(|candidate| candidate.group).collect();
     let sides = summary::sides(proof, &group_of, &groups, &lives, &made_by, &name);
     Ok(Proofs {
-        thinned: chosen.thinned,
         sides: chosen.groups.iter().map(|(key, _)| *key).zip(sides).collect(),
         outcomes: chosen
             .addresses
