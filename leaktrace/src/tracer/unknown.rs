@@ -107,18 +107,28 @@ mod tests {
         let left = share_out(&mut sites);
         let of = |cache: &str, objects: u64| Nobodys { cache: cache.into(), objects, bytes: objects * 4_096 };
         assert_eq!(left, [of("pages-1m", 5), of("skbuff_head_cache", 4)]);
-        let told: Vec<_> =
+        let mut told: Vec<_> =
             sites.iter().map(|s| (s.site, s.live, s.survivors, s.allocated, s.shared)).collect();
+        told.sort_unstable();
         assert_eq!(
             told,
             [
+                (0, 3, 3, 3, 0),
                 (1, 180, 180, 201, 90),
                 (2, 20, 20, 19_899, 10),
                 (3, 7, 7, 7, 0),
                 (4, 8, 8, 8, 0),
-                (0, 3, 3, 3, 0)
+                (9, 4, 4, 4, 0),
+                (9, 5, 5, 5, 0)
             ]
         );
-        assert_eq!(sites[0].live_bytes, 180 * 4_096);
+        assert_eq!(sites.iter().find(|site| site.site == 1).unwrap().live_bytes, 180 * 4_096);
+        // A young page of another caller says nothing of those that stay.
+        let young = SiteRecord { survivors: 0, survivor_bytes: 0, ..site(1, "pages-4k", 1, 50) };
+        let mut sites = vec![nobody("pages-4k", 100, 100), young];
+        assert_eq!(share_out(&mut sites), [of("pages-4k", 100)]);
+        let mut kept: Vec<_> = sites.iter().map(|site| (site.survivors, site.live)).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, [(0, 1), (100, 100)]);
     }
 }
