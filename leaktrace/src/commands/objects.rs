@@ -6,14 +6,20 @@ use anyhow::Result;
 
 use super::surroundings::Surroundings;
 use crate::{
-    report::model::Report,
+    report::model::{Finding, Report},
     tracer::{LiveObject, Snapshot, Tracer},
 };
 
 /// Objects that are listed of a leak or a suspect.
 const LISTED: usize = 1_000;
 
-/// Lists more objects of leaks and suspects than the oldest: all of them, if they are not too many.
+/// Whether nothing points to some of a finding's objects: a lost tree's nodes, which are what holds the rest together.
+fn has_orphans(finding: &Finding) -> bool {
+    let side = finding.proof.as_ref().and_then(|proof| proof.reachability.as_ref());
+    side.is_some_and(|side| side.orphans > 0)
+}
+
+/// Lists more objects of leaks, of suspects and of what is lost than the oldest: all of them, if they are not too many.
 ///
 /// # Errors
 /// When the kernel refuses a look at the tables.
@@ -26,7 +32,7 @@ pub(super) fn list(
     let mut objects: HashMap<usize, Vec<LiveObject>> = report
         .findings
         .iter()
-        .filter(|finding| finding.is_of_note())
+        .filter(|finding| finding.is_of_note() || has_orphans(finding))
         .map(|finding| (finding.site, snapshot.sites[finding.site].objects.clone()))
         .collect();
     if objects.is_empty() {
