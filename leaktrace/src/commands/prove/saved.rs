@@ -96,12 +96,14 @@ pub(in crate::commands) fn run(args: &ProveArgs) -> Result<()> {
     output.tell(&whole, args.format, false, top)
 }
 
-/// The objects that a report lists of leaks and suspects, and where in it they are.
+/// The objects that a report lists of leaks, of suspects and of what was lost, and where in it they are.
 fn listed(report: &Report) -> (Vec<Candidate>, Vec<(usize, usize)>) {
     let (mut candidates, mut places) = (Vec::new(), Vec::new());
     let cpus = u64::from(report.machine.cpus.max(1));
     for (index, finding) in report.findings.iter().enumerate() {
-        if !finding.is_of_note() {
+        // Or of what was lost then: the nodes of a tree hold what hangs on them.
+        let lost = finding.objects.iter().any(|object| object.reach.as_deref() == Some("orphan"));
+        if !finding.is_of_note() && !lost {
             continue;
         }
         let Some(kind) = kind(&finding.family) else { continue };
