@@ -230,12 +230,16 @@ impl Uses for NoneKnown {
     }
 }
 
+/// Functions of a library between what it allocates and its caller, at most.
+const DEEPEST: usize = 2;
+
 /// The responsible frame of a stack whose first frame is the call site: the first one past allocator and
 /// helper functions, those in `more` included. `None` when there is no such frame; a frame without
 /// a symbol is somebody's.
 ///
 /// A module that was called right from one that uses it is a library, and its caller is responsible: what isotp takes by
-/// `can_rx_register` is isotp's to give back. Who calls without using was asked to, by a callback.
+/// `can_rx_register` is isotp's to give back. Who calls without using was asked to, by a callback; and what a library takes
+/// deep within itself, like hid for a report that a device sends, it takes for itself.
 pub fn responsible(frames: &[Option<Function<'_>>], more: &[String], modules: &dyn Uses) -> Option<usize> {
     let passes_on =
         |function: &Function<'_>| function.is_helper() || more.iter().any(|name| name == function.whole());
@@ -244,7 +248,7 @@ pub fn responsible(frames: &[Option<Function<'_>>], more: &[String], modules: &d
     while let Some(library) = module_of(at) {
         let past = (at..frames.len()).find(|&index| module_of(index) != Some(library));
         match past.and_then(|past| Some((past, module_of(past)?))) {
-            Some((past, user)) if modules.uses(user, library) => at = past,
+            Some((past, user)) if past - at <= DEEPEST && modules.uses(user, library) => at = past,
             _ => break,
         }
     }

@@ -106,6 +106,12 @@ fn who_is_responsible() {
         ("can_rx_register[can] isotp_bind[isotp] __sys_bind", "", Some(1)),
         ("p9_fid_create[9pnet] p9_client_walk[9pnet] v9fs_fid_lookup[9p] lookup_open", "", Some(2)),
         ("drm_gem_new[drm] ttm_bo_init[ttm] ttm_bo_get[ttm] amdgpu_bo_create[amdgpu]", "", Some(3)),
+        // What it takes within itself.
+        (
+            "hidraw_report_event[can] hid_report_raw_event[can] hid_input_report[can] uhid_char_write[isotp]",
+            "",
+            Some(0),
+        ),
         // Its own, on behalf of the kernel; and a dispatcher that calls who has registered with it.
         ("can_rx_register[can] can_create[can] __sock_create", "", Some(0)),
         ("can_rx_register[can] __sock_create isotp_bind[isotp]", "", Some(0)),
