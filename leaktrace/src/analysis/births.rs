@@ -50,6 +50,20 @@ impl Births {
         if self.width_s > 0.0 { (seconds.max(0.0) / self.width_s) as usize } else { 0 }
     }
 
+    /// Objects of the stretches that are over at a time.
+    pub fn until(&self, seconds: f64) -> u64 {
+        self.counts.iter().take(self.over_at(seconds)).map(|&count| u64::from(count)).sum()
+    }
+
+    /// Adds a share of what another one has beyond a third; all have the same stretches.
+    pub fn add_share(&mut self, all: &Self, known: &Self, share: f64) {
+        self.counts.resize(self.counts.len().max(all.counts.len()), 0);
+        for (bin, count) in self.counts.iter_mut().enumerate() {
+            let unknown = all.count(bin).saturating_sub(known.count(bin));
+            *count += (f64::from(unknown) * share).round() as u32;
+        }
+    }
+
     /// Adds another one's objects; both have the same stretches.
     pub fn add(&mut self, other: &Self) {
         if self.counts.is_empty() {
@@ -88,5 +102,11 @@ mod tests {
         sum.add(&early);
         sum.add(&early);
         assert_eq!((0..10).map(|bin| sum.count(bin)).sum::<u32>(), 20);
+        assert_eq!((sum.until(10.0), sum.until(0.25), Births::default().until(9.0)), (20, 8, 0));
+        // Of 3, 1, 0 and 2 that are nobody's, half.
+        let mut one = Births::new(1.0, vec![1, 0, 4]);
+        let (all, known) = (Births::new(1.0, vec![5, 1, 4, 2]), Births::new(1.0, vec![2, 0, 4]));
+        one.add_share(&all, &known, 0.5);
+        assert_eq!(one, Births::new(1.0, vec![3, 1, 4, 1]));
     }
 }

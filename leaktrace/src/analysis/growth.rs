@@ -66,9 +66,8 @@ pub struct Stay {
 }
 
 /// How far an upper limit is from what was seen, in standard deviations of a normal variable: for what is exceeded in 1 of
-/// 10,000 cases, in 1 of 100, and in 1 of 20.
+/// 10,000 cases, and in 1 of 20.
 const RARE: f64 = 3.72;
-const SELDOM: f64 = 2.33;
 const LIKELY: f64 = 1.645;
 
 /// The upper limit of a Poisson mean of which `seen` were seen, by Wilson and Hilferty.
@@ -109,7 +108,7 @@ impl Stay {
         let few =
             |(all, gone): (u64, u64), z: f64| gone * 10 <= all && upper_limit(gone, z) * 2.0 <= all as f64;
         // What was allocated at one time may go at one time.
-        few((self.aged, self.died), RARE) && few(self.bins, SELDOM) && self.old.1 * 20 <= self.old.0
+        few((self.aged, self.died), RARE) && few(self.bins, LIKELY) && self.old.1 * 20 <= self.old.0
     }
 
     /// How long such objects live on at least, on average, in seconds: 95 % of the time it is more. `None` where nothing was
@@ -207,8 +206,11 @@ pub fn measure(seen: &Seen<'_>) -> Growth {
         (allocated, freed) if freed * SELDOM_FREED > allocated => {
             (seen.levels.len() > 1).then(|| walk(seen.levels))
         }
-        // A walk goes down as often as up. Only every other stretch counts, where any was freed.
-        (_, freed) => Some(0.5_f64.powi((if freed == 0 { born_in } else { born_in / 2 }).min(1_000) as i32)),
+        // A walk goes down as often as up. Only every other stretch counts where more than one in a hundred was freed.
+        (allocated, freed) => {
+            let counts = if freed * 100 <= allocated { born_in } else { born_in / 2 };
+            Some(0.5_f64.powi(counts.min(1_000) as i32))
+        }
     };
     growth.shape = shape(&bins, seen.stay);
     growth

@@ -66,10 +66,10 @@ fn empty() -> Bins {
 /// Births by site, and by the responsible caller where a site allocates for others; the site's own have the owner 0.
 pub type ByOwner = FxHashMap<(usize, Owner), Births>;
 
-/// Each look comes when the trace is this much longer than at the one before: of three that are kept there is always one
-/// that divides the trace near its middle.
-const LATER: f64 = 1.5;
-const KEPT: usize = 3;
+/// Each look comes when the trace is this much longer than at the one before: of those that are kept there is always one
+/// that divides the trace a little behind its middle.
+const LATER: f64 = 1.25;
+const KEPT: usize = 4;
 /// The share of the trace that a look may have had behind it, at most, to say what stays.
 const LATEST: f64 = 0.67;
 /// The first look comes when objects may have been survivors for a moment.
@@ -146,7 +146,7 @@ mod tests {
             let stay = looks.stay((1, 0), &births(now), now, 5.0);
             if now >= 14.0 {
                 let stay = stay.expect("there was a look in time");
-                assert!((0.33..0.67).contains(&(stay.watched_s / now)), "{stay:?} at {now}");
+                assert!((0.33..0.56).contains(&(stay.watched_s / now)), "{stay:?} at {now}");
                 assert!(stay.aged > 0 || now < 20.0, "{stay:?} at {now}");
             }
             if looks.is_due(now, 5.0) {

@@ -6,13 +6,14 @@ use rustc_hash::FxHashMap;
 
 use super::{
     Tracer,
-    births::ByOwner,
+    births::{ByOwner, Looks},
     names,
     processes::People,
     scan::{self, Group},
     snapshot::{SiteRecord, StackShare, TaskShare},
     subjects::Owner,
 };
+use crate::analysis::{births::Births, growth};
 
 /// Distinct stacks reported for one site, the most frequent ones.
 const STACKS_PER_SITE: usize = 16;
@@ -43,8 +44,56 @@ pub(super) fn most<K: Ord + Copy>(counts: FxHashMap<K, u64>, limit: usize) -> Ve
 
 /// When the objects were allocated that live at a time, in seconds since the start.
 pub(super) struct Cohorts {
-    pub(super) births: ByOwner,
-    pub(super) now_s: f64,
+    births: ByOwner,
+    now_s: f64,
+    /// What of them has a stack, of callers whose births have a share of what has none, and whether it is nearly all of the
+    /// site's.
+    with_stack: FxHashMap<(usize, Owner), (Births, bool)>,
+    /// Births of whole sites that are told apart by their stacks.
+    whole: FxHashMap<usize, Births>,
+}
+
+/// From which share of a site's survivors on a caller is as good as all of it.
+const NEARLY_ALL: f64 = 0.95;
+
+impl Cohorts {
+    pub(super) fn new(births: ByOwner, now_s: f64) -> Self {
+        Self { births, now_s, with_stack: FxHashMap::default(), whole: FxHashMap::default() }
+    }
+
+    /// Gives a site's objects without a stack to its callers, by what each keeps: those with one are mostly the first ones.
+    fn share_out(&mut self, site: usize, known: u64, owners: &FxHashMap<Owner, Vec<Share>>) {
+        let Some(all) = self.births.get(&(site, 0)).cloned() else { return };
+        let mut of_known = Births::default();
+        for owner in owners.keys() {
+            if let Some(births) = self.births.get(&(site, *owner)) {
+                of_known.add(births);
+            }
+        }
+        for (owner, shares) in owners {
+            let share = total(shares).survivors as f64 / known.max(1) as f64;
+            let Some(births) = self.births.get_mut(&(site, *owner)) else { continue };
+            self.with_stack.insert((site, *owner), (births.clone(), share >= NEARLY_ALL));
+            births.add_share(&all, &of_known, share);
+        }
+        self.whole.insert(site, all);
+    }
+
+    /// What became of a subject's survivors of an earlier look, of those that have a stack then and now; or of all of the
+    /// site's, where they are nearly all.
+    fn stay(
+        &self,
+        looks: &Looks,
+        (site, owner): (usize, Owner),
+        births: &Births,
+        min_age_s: f64,
+    ) -> Option<growth::Stay> {
+        match (self.with_stack.get(&(site, owner)), self.whole.get(&site)) {
+            (Some((_, true)), Some(whole)) => looks.stay((site, 0), whole, self.now_s, min_age_s),
+            (Some((births, _)), _) => looks.stay((site, owner), births, self.now_s, min_age_s),
+            _ => looks.stay((site, owner), births, self.now_s, min_age_s),
+        }
+    }
 }
 
 /// Completes a record, and splits it by responsible callers where the site allocates for others.
@@ -78,6 +127,7 @@ pub(super) fn complete(
         return;
     }
     let known = total(owners.values().flatten());
+    cohorts.share_out(record.site, known.survivors, &owners);
     let mut owners: Vec<_> = owners.into_iter().collect();
     owners.sort_unstable_by_key(|&(owner, _)| owner);
     for (owner, shares) in owners {
@@ -102,7 +152,7 @@ pub(super) fn complete(
         let series = tracer.subjects.series(record.site, owner);
         let factor = if series.last() > 0.0 { one.survivors as f64 / series.last() } else { 1.0 };
         // The series has what was seen with a stack; how many have one changes little.
-        let series = series.scaled(factor.clamp(1.0, 1e6));
+        let series = series.scaled(factor.clamp(0.1, 1e6));
         out.push(filled(tracer, one, &shares, series, (people, cohorts)));
     }
 }
@@ -160,7 +210,7 @@ fn filled(
     record.births = cohorts.births.remove(&subject).unwrap_or_default();
     if record.excluded_survivors == 0 {
         let min_age_s = tracer.settings.min_age.as_secs_f64();
-        record.stay = tracer.looks.stay(subject, &record.births, cohorts.now_s, min_age_s);
+        record.stay = cohorts.stay(&tracer.looks, subject, &record.births, min_age_s);
     }
     record
 }

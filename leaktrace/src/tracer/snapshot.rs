@@ -219,10 +219,8 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
     let Merged { groups, unknown_frees, implicit_frees } = Merged::of(&tracer.sites, trusted);
     let left = left::behind(tracer, &details, trusted);
     let mut parts = Parts::read(tracer, counts, details, trusted, now)?;
-    let mut cohorts = Cohorts {
-        births: tracer.by_owner(&std::mem::take(&mut parts.births)),
-        now_s: now.saturating_sub(tracer.started_ns) as f64 / 1e9,
-    };
+    let now_s = now.saturating_sub(tracer.started_ns) as f64 / 1e9;
+    let mut cohorts = Cohorts::new(tracer.by_owner(&std::mem::take(&mut parts.births)), now_s);
     let mut people = People::new(names::read_tasks(&tracer.ebpf)?);
     let mut sites = Vec::with_capacity(groups.len());
     for (first, members) in groups {

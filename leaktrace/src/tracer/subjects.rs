@@ -107,17 +107,22 @@ impl Subjects {
             let survivors = sites.estimate(index, &sites.sum(index), count.objects, count.survivors);
             *now.entry((sites.first(index), 0)).or_default() += survivors as f64;
         }
+        // What has no stack is taken to be as what has one: which it is depends on the budget, not on the caller.
+        let (mut of, mut known): (FxHashMap<(u32, Owner), u64>, FxHashMap<u32, u64>) = Default::default();
         for (&(site, stack), &survivors) in &counts.split {
-            let index = site as usize;
-            let call_site = sites.call_site_of(index);
+            let call_site = sites.call_site_of(site as usize);
             let owner = self.owner(stacks, (stack, call_site), attribute, stays);
             if owner != 0 {
-                // Scaled like the site as a whole.
-                let count = &counts.sites[index];
-                let all = sites.estimate(index, &sites.sum(index), count.objects, count.survivors) as f64;
-                let share = survivors as f64 / count.survivors.max(1) as f64;
-                *now.entry((sites.first(index), owner)).or_default() += all * share;
+                *of.entry((site, owner)).or_default() += survivors;
+                *known.entry(site).or_default() += survivors;
             }
+        }
+        for ((site, owner), survivors) in of {
+            let index = site as usize;
+            let count = &counts.sites[index];
+            let all = sites.estimate(index, &sites.sum(index), count.objects, count.survivors) as f64;
+            let share = survivors as f64 / known[&site].max(1) as f64;
+            *now.entry((sites.first(index), owner)).or_default() += all * share;
         }
         self.series.retain(|key, series| {
             let survivors = now.remove(key).unwrap_or(0.0);

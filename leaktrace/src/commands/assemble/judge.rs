@@ -297,14 +297,16 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
 /// How a site's survivors grow.
 fn growth(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings) -> Growth {
     let levels: Vec<_> = site.series.points().collect();
+    let min_age_s = surroundings.scope.min_age.as_secs_f64();
+    let told = site.births.until(snapshot.duration.as_secs_f64() - min_age_s);
     growth::measure(&Seen {
         births: Some(&site.births),
         now_s: snapshot.duration.as_secs_f64(),
-        min_age_s: surroundings.scope.min_age.as_secs_f64(),
+        min_age_s,
         stay: site.stay,
         levels: &levels,
         events: (site.allocated, site.freed),
-        scale: if site.seen == 0 { 1.0 } else { site.survivors as f64 / site.seen as f64 },
+        scale: if told == 0 { 1.0 } else { site.survivors as f64 / told as f64 },
     })
 }
 
