@@ -79,6 +79,8 @@ pub struct Evidence {
     pub shaken: Option<u64>,
     /// Whether the cache lost older objects meanwhile, whose place these take: see [`replaces`].
     pub replaces: bool,
+    /// Whether the cache is one of kmalloc's.
+    pub for_everybody: bool,
     /// Whether some frees may not have been seen.
     pub doubted: bool,
     /// Events that were missed while their program was busy.
@@ -165,6 +167,8 @@ pub enum Open {
     Core,
     /// Memory has pointers to them.
     Reached,
+    /// The cache lost as many older objects.
+    Replaced,
 }
 
 /// Survivors without which nothing is suspected.
@@ -208,11 +212,22 @@ impl Evidence {
         }
         Some(if self.went_away() || self.reclaimable {
             Verdict::Cache
-        } else if grows && (!self.replaces || self.is_confirmed()) && self.survivors >= FEWEST_SUSPECT {
+        } else if grows && !self.may_stand_for_others() && self.survivors >= FEWEST_SUSPECT {
             Verdict::Suspect
         } else {
             Verdict::Plateau
         })
+    }
+
+    /// Whether they may stand for older objects that were freed meanwhile. Those of a cache for everybody are mostly somebody
+    /// else's: what a module surely keeps there is suspected all the same.
+    fn may_stand_for_others(&self) -> bool {
+        self.is_replaced() && !(self.for_everybody && self.in_module && self.growth.surely())
+    }
+
+    /// Whether older objects of the cache went, and its size does not show that these came on top.
+    fn is_replaced(&self) -> bool {
+        self.replaces && !self.is_confirmed()
     }
 
     /// Whether /proc/slabinfo shows that at least half of the live objects are there.
@@ -241,6 +256,7 @@ impl Evidence {
         };
         // Whose free was missed looks alive, unless the cache itself has grown by as many.
         say(self.doubted || (self.missed * 10 > self.seen && !self.is_confirmed()), Open::FreesUnseen);
+        say(self.is_replaced(), Open::Replaced);
         say(matches!(self.agreement, Some(Agreement::Contradicts | Agreement::Partly)), Open::Contradicted);
         say(self.linkage.is_some_and(|linkage| linkage.is_loose() == Some(false)), Open::Linked);
         say(self.proven.is_some_and(|proven| proven.is_held()), Open::Reached);

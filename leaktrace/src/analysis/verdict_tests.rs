@@ -26,6 +26,7 @@ fn leak() -> Evidence {
         reclaimable: false,
         shaken: None,
         replaces: false,
+        for_everybody: false,
         doubted: false,
         missed: 0,
         agreement: Some(Agreement::Agrees),
@@ -110,6 +111,11 @@ fn each_thing_that_is_open_makes_a_suspect() {
     // Frees were missed, but the cache grew by as much; nothing was replaced, then, either.
     let confirmed = Evidence { missed: 600, replaces: true, cache_grew: Some(5_050), ..leak() };
     assert_eq!(confirmed.verdict(), Verdict::Leak);
+    // Of kmalloc's caches others have been freed; a module's is suspected, and the kernel's own is not.
+    let replaced = Evidence { replaces: true, for_everybody: true, ..leak() };
+    assert_eq!((replaced.open(), replaced.verdict()), (vec![Open::Replaced], Verdict::Suspect));
+    assert_eq!(Evidence { in_module: false, ..replaced.clone() }.verdict(), Verdict::Plateau);
+    assert_eq!(Evidence { for_everybody: false, ..replaced }.verdict(), Verdict::Plateau);
     // Nothing of the module is in use, so no process holds anything of it.
     let unused = Allocators { module_in_use: Some(false), ..process };
     assert_eq!(Evidence { allocators: unused, ..leak() }.verdict(), Verdict::Leak);

@@ -123,10 +123,14 @@ fn prove_at_the_end(
     Ok(Some(snapshot))
 }
 
-/// Whether anything is suspected, or called a leak.
+/// Whether anything is suspected or called a leak, or would be if it were not for others.
 fn suspects(session: &Session, found: &Found<'_>) -> bool {
     let judgement = session.judge(found.snapshot, found.shaken);
-    judgement.judged.iter().any(|judged| judged.evidence.verdict() >= Verdict::Suspect)
+    // What surely grows may be taken for older objects' replacement: a proof tells.
+    judgement.judged.iter().any(|judged| {
+        let verdict = judged.evidence.verdict();
+        verdict >= Verdict::Suspect || (verdict == Verdict::Plateau && judged.evidence.growth.surely())
+    })
 }
 
 /// Looks for suspects in memory where that is cheap: it decides most of them.

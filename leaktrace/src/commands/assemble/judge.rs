@@ -281,6 +281,7 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
         reclaimable: is_reclaimable(surroundings, &site.cache),
         shaken: None,
         replaces: false,
+        for_everybody: site.cache.starts_with("kmalloc"),
         doubted: false,
         missed: missed_frees(snapshot, site.family),
         agreement: None,

@@ -320,6 +320,10 @@ fn one(
                 .to_owned(),
             Some("who empties what holds them? See above".to_owned()),
         ),
+        Open::Replaced => (
+            format!("as many older objects of {} were freed meanwhile, whose place these may take", judged.site.cache),
+            longer("5m"),
+        ),
         Open::NotLookedAt if evidence.can_be_linked => (
             "too few of them could be looked at in memory to see whether something holds them".to_owned(),
             longer("60s"),
