@@ -13,7 +13,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{Case, Step, modules};
 
 /// Writes into a file that is there.
-fn write(path: impl AsRef<Path>, text: &str) -> Result<()> {
+///
+/// # Errors
+/// When there is none, or it refuses.
+pub fn write(path: impl AsRef<Path>, text: &str) -> Result<()> {
     let path = path.as_ref();
     let mut file =
         File::options().write(true).open(path).with_context(|| format!("no {}", path.display()))?;

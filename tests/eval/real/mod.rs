@@ -2,6 +2,7 @@
 //! `cargo xtask eval --real` builds the modules and boots a guest for each case.
 
 mod block;
+mod devices;
 mod modules;
 mod net;
 mod netlink;
@@ -63,6 +64,14 @@ const TRIGGERS: &[(&str, u64, Trigger)] = &[
     ("null_blk-reload", 1_500, block::null_blk_reload),
     ("ebtables-malformed", 400, net::ebtables_malformed),
     ("isotp-broadcast", 400, net::isotp_broadcast),
+    ("qrtr-message", 400, devices::qrtr_message),
+    ("ctinfo-action", 400, net::ctinfo_action),
+    ("firmware-batch", 500, devices::firmware_batch),
+    ("netdevsim-cookie", 700, devices::netdevsim_cookie),
+    ("hidraw-unread", 500, devices::hidraw_unread),
+    ("rds-message", 400, net::rds_message),
+    ("sctp-key", 400, net::sctp_key),
+    ("nci-device", 600, devices::nci_device),
 ];
 
 /// Steps that go on until this is dropped.
@@ -142,13 +151,14 @@ fn judge(case: &Case, report: &Value, seconds: f64, peer_rank: Option<i64>) -> O
     };
     let mut why = vec![report["headline"]["text"].as_str().unwrap_or("no headline").to_owned()];
     why.extend(mine.is_none().then(|| "the right module is in no finding".to_owned()));
-    for finding in shown.into_iter().chain(findings.first()) {
+    let first = findings.first().filter(|_| rank != Some(1));
+    for finding in shown.into_iter().chain(first) {
         why.push(describe(finding));
         for name in ["evidence", "open"] {
             let sentences = finding[name].as_array().into_iter().flatten().filter_map(Value::as_str);
             why.extend(sentences.map(|sentence| format!("  {name}: {sentence}")));
         }
-        for name in ["linkage", "proof", "growth"] {
+        for name in ["linkage", "proof"] {
             why.push(format!("  {name}: {}", finding[name]));
         }
         let frames = finding["stacks"][0]["frames"].as_array().into_iter().flatten();

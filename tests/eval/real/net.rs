@@ -7,7 +7,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Case, Step, netlink};
+use super::{
+    Case, Step,
+    block::write,
+    netlink::{self, Netlink, attribute, text},
+};
 
 /// Opens a socket.
 fn socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
@@ -80,5 +84,86 @@ pub fn ebtables_malformed(_: &Case) -> Result<Step> {
         // Without the fix the kernel says that it took them.
         set(&socket, libc::IPPROTO_IP, SET_ENTRIES, &replace);
         Ok(())
+    }))
+}
+
+/// Receives messages of its own without room for the time stamp that it asked for.
+pub fn rds_message(_: &Case) -> Result<Step> {
+    let socket = socket(libc::AF_RDS, libc::SOCK_SEQPACKET, 0)?;
+    let mut address = [0_u8; 16];
+    address[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+    address[2..4].copy_from_slice(&4_000_u16.to_be_bytes());
+    address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    bind(&socket, &address)?;
+    if !set(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMP, &1_i32.to_ne_bytes()) {
+        bail!("no time stamps: {}", io::Error::last_os_error());
+    }
+    Ok(Box::new(move || {
+        let mut text = [1_u8; 200];
+        let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+        // SAFETY: an open descriptor, and buffers of the sizes that are said; the kernel refuses the one that is none.
+        unsafe {
+            let sent = libc::sendto(
+                socket.as_raw_fd(),
+                text.as_ptr().cast(),
+                text.len(),
+                0,
+                address.as_ptr().cast(),
+                address.len() as u32,
+            );
+            if sent < 0 {
+                bail!("cannot send: {}", io::Error::last_os_error());
+            }
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = &raw mut part;
+            message.msg_iovlen = 1;
+            message.msg_control = std::ptr::dangling_mut::<libc::cmsghdr>().cast();
+            message.msg_controllen = 64;
+            libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT);
+        }
+        Ok(())
+    }))
+}
+
+/// Gives SCTP sockets a key, and closes them (`include/uapi/linux/sctp.h`).
+pub fn sctp_key(_: &Case) -> Result<Step> {
+    const AUTH_KEY: i32 = 23;
+    write("/proc/sys/net/sctp/auth_enable", "1")?;
+    let key = [7_u8; 32];
+    let mut value = vec![0_u8; 4];
+    value.extend(1_u16.to_ne_bytes());
+    value.extend((key.len() as u16).to_ne_bytes());
+    value.extend(key);
+    Ok(Box::new(move || {
+        let socket = socket(libc::AF_INET, libc::SOCK_SEQPACKET, libc::IPPROTO_SCTP)?;
+        if !set(&socket, libc::IPPROTO_SCTP, AUTH_KEY, &value) {
+            bail!("the key is refused: {}", io::Error::last_os_error());
+        }
+        Ok(())
+    }))
+}
+
+/// Makes an action of traffic control, and removes it (`include/uapi/linux/rtnetlink.h`, `pkt_cls.h`, `tc_ctinfo.h`).
+pub fn ctinfo_action(_: &Case) -> Result<Step> {
+    const KIND: u16 = 1;
+    const OPTIONS: u16 = 2;
+    const INDEX: u16 = 3;
+    const CTINFO_ACT: u16 = 3;
+    const CTINFO_CPMARK_MASK: u16 = 7;
+    let netlink = Netlink::open(libc::NETLINK_ROUTE)?;
+    let one = |parts: &[Vec<u8>]| {
+        let action = [vec![text(KIND, "ctinfo")], parts.to_vec()].concat().concat();
+        [vec![0; 4], attribute(1 | netlink::NESTED, &attribute(1 | netlink::NESTED, &action))].concat()
+    };
+    let index = 5_u32.to_ne_bytes();
+    let options = [
+        attribute(CTINFO_ACT, &[&index[..], &[0; 16]].concat()),
+        attribute(CTINFO_CPMARK_MASK, &u32::MAX.to_ne_bytes()),
+    ];
+    let make = one(&[attribute(OPTIONS | netlink::NESTED, &options.concat())]);
+    let remove = one(&[attribute(INDEX, &index)]);
+    Ok(Box::new(move || {
+        netlink.done(libc::RTM_NEWACTION, netlink::CREATE, &make)?;
+        netlink.done(libc::RTM_DELACTION, 0, &remove)
     }))
 }

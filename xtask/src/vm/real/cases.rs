@@ -44,7 +44,7 @@ pub(crate) struct Case {
     pub(crate) fix: &'static str,
     /// Modules to build, in the order in which they are loaded; the last one has the leak.
     pub(crate) builds: &'static [Build],
-    /// Stock modules that are loaded besides, and parameters of the last one built.
+    /// Stock modules that are loaded after them, and parameters of the last one built.
     pub(crate) stock: &'static [&'static str],
     pub(crate) parameters: &'static str,
     /// What makes it leak, of `tests/eval/real`.
@@ -160,6 +160,12 @@ pub(crate) const CASES: &[Case] = &[
                         always("af_can.c", Place::Everywhere, "net->can.", "one_can."),
                         always("af_can.c", Place::Start, "", ONE_CAN),
                         always("proc.c", Place::Everywhere, "net->can.", "one_can."),
+                        always(
+                            "proc.c",
+                            Place::In("can_stat_update"),
+                            "from_timer(net, t, can.stattimer)",
+                            "&init_net",
+                        ),
                         always("proc.c", Place::Start, "", ONE_CAN),
                     ],
                 )
@@ -180,6 +186,160 @@ pub(crate) const CASES: &[Case] = &[
         trigger: "isotp-broadcast",
         module: "can_isotp",
         function: "isotp_bind",
+    },
+    // A message from the other end is copied, and the copy is forgotten.
+    Case {
+        name: "qrtr: message from a tunnel",
+        fix: "a21b7f0cff19",
+        builds: &[
+            Build { settings: &["CONFIG_QRTR=m"], ..build("qrtr", "net/qrtr", &[]) },
+            Build {
+                settings: &["CONFIG_QRTR_TUN=m"],
+                ..build(
+                    "qrtr-tun",
+                    "net/qrtr",
+                    &[edit("tun.c", "qrtr_tun_write_iter", "kfree(kbuf);\n\treturn ret <", "return ret <")],
+                )
+            },
+        ],
+        stock: &[],
+        parameters: "",
+        trigger: "qrtr-message",
+        module: "qrtr_tun",
+        function: "qrtr_tun_write_iter",
+    },
+    // An action goes, and its parameters stay.
+    Case {
+        name: "act_ctinfo: parameters of an action",
+        fix: "09d4f10a5e78",
+        builds: &[build(
+            "act_ctinfo",
+            "net/sched",
+            &[edit("act_ctinfo.c", "tcf_ctinfo_cleanup", "if (cp)", "if (!cp)")],
+        )],
+        stock: &[],
+        parameters: "",
+        trigger: "ctinfo-action",
+        module: "act_ctinfo",
+        function: "tcf_ctinfo_init",
+    },
+    // A second batch of requests is made while there is one.
+    Case {
+        name: "test_firmware: batched requests",
+        fix: "be37bed754ed",
+        builds: &[Build {
+            settings: &["CONFIG_TEST_FIRMWARE=m"],
+            ..build(
+                "test_firmware",
+                "lib",
+                &[edit(
+                    "test_firmware.c",
+                    "trigger_batched_requests_store",
+                    "if (test_fw_config->reqs) {",
+                    "if (0) {",
+                )],
+            )
+        }],
+        stock: &[],
+        parameters: "",
+        trigger: "firmware-batch",
+        module: "test_firmware",
+        function: "trigger_batched_requests_store",
+    },
+    // A simulated device goes, and the cookie that it was given stays.
+    Case {
+        name: "netdevsim: cookie of a device",
+        fix: "064bc7312bd0",
+        builds: &[Build {
+            settings: &["CONFIG_NETDEVSIM=m"],
+            ..build(
+                "netdevsim",
+                "drivers/net/netdevsim",
+                &[edit("dev.c", "nsim_drv_remove", "kfree(nsim_dev->fa_cookie);", "")],
+            )
+        }],
+        stock: &[],
+        parameters: "",
+        trigger: "netdevsim-cookie",
+        module: "netdevsim",
+        function: "nsim_dev_trap_fa_cookie_write",
+    },
+    // Reports that nobody has read stay when the file is closed.
+    Case {
+        name: "hidraw: reports that are not read",
+        fix: "a5623a203cff",
+        builds: &[build(
+            "hid",
+            "drivers/hid",
+            &[edit("hidraw.c", "hidraw_release", "kfree(list->buffer[list->tail].value);", "")],
+        )],
+        stock: &["uhid"],
+        parameters: "",
+        trigger: "hidraw-unread",
+        module: "hid",
+        function: "hidraw_report_event",
+    },
+    // A message whose time stamp cannot be delivered is forgotten.
+    Case {
+        name: "rds: message that is not delivered",
+        fix: "49bfcbfd989a",
+        builds: &[build(
+            "rds",
+            "net/rds",
+            &[edit(
+                "recv.c",
+                "rds_recvmsg",
+                "ret = -EFAULT;\n\t\t\tbreak;",
+                "ret = -EFAULT;\n\t\t\tgoto out;",
+            )],
+        )],
+        stock: &[],
+        parameters: "",
+        trigger: "rds-message",
+        module: "rds",
+        function: "rds_sendmsg",
+    },
+    // A key has two references, of which one is given back.
+    Case {
+        name: "sctp: key of a socket",
+        fix: "4184b2a79a76",
+        builds: &[build(
+            "sctp",
+            "net/sctp",
+            &[edit(
+                "auth.c",
+                "sctp_auth_set_key",
+                "cur_key->key = key;",
+                "cur_key->key = key; sctp_auth_key_hold(key);",
+            )],
+        )],
+        stock: &[],
+        parameters: "",
+        trigger: "sctp-key",
+        module: "sctp",
+        function: "sctp_auth_set_key",
+    },
+    // A device goes, and its HCI part stays.
+    Case {
+        name: "nci: HCI part of a device",
+        fix: "e0652f8bb44d",
+        builds: &[
+            Build { settings: &["CONFIG_NFC=m"], ..build("nfc", "net/nfc", &[]) },
+            Build {
+                settings: &["CONFIG_NFC_NCI=m"],
+                ..build(
+                    "nci",
+                    "net/nfc/nci",
+                    &[edit("core.c", "nci_free_device", "nci_hci_deallocate(ndev);", "")],
+                )
+            },
+            Build { settings: &["CONFIG_NFC_VIRTUAL_NCI=m"], ..build("virtual_ncidev", "drivers/nfc", &[]) },
+        ],
+        stock: &[],
+        parameters: "",
+        trigger: "nci-device",
+        module: "nci",
+        function: "nci_hci_allocate",
     },
 ];
 

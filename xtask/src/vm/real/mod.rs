@@ -126,13 +126,13 @@ impl Lab<'_> {
 
 /// A case for the program in the guest.
 fn describe(case: &Case, leaks: bool, modules: &[PathBuf]) -> serde_json::Value {
-    let last = modules.len() - 1;
+    let last = case.builds.last().map(|build| format!("{}.ko", build.module));
     let load: Vec<_> = modules
         .iter()
-        .enumerate()
-        .map(|(index, file)| {
-            let file = format!("{PLACE}/{}", file.file_name().unwrap_or_default().to_string_lossy());
-            json!({"file": file, "parameters": if index == last { case.parameters } else { "" }})
+        .map(|file| {
+            let file = file.file_name().unwrap_or_default().to_string_lossy();
+            let parameters = if last.as_deref() == Some(&*file) { case.parameters } else { "" };
+            json!({"file": format!("{PLACE}/{file}"), "parameters": parameters})
         })
         .collect();
     json!({
@@ -155,15 +155,15 @@ fn modules(
     let headers = kernels::directory(prepared.kernel.name).join("build");
     let mut all = Vec::new();
     let mut seen: BTreeSet<String> = case.builds.iter().map(|build| build.module.replace('-', "_")).collect();
-    for name in case.stock {
-        stock(sources, name, &mut seen, &mut all)?;
-    }
     for build in case.builds {
         let module = sources.build(&headers, place, build, leaks)?;
         for name in depends(&module)? {
             stock(sources, &name, &mut seen, &mut all)?;
         }
         all.push(module);
+    }
+    for name in case.stock {
+        stock(sources, name, &mut seen, &mut all)?;
     }
     Ok(all)
 }
