@@ -273,7 +273,7 @@ pub(crate) const CASES: &[Case] = &[
             "drivers/hid",
             &[edit("hidraw.c", "hidraw_release", "kfree(list->buffer[list->tail].value);", "")],
         )],
-        stock: &["uhid"],
+        stock: &["hid-generic", "uhid"],
         parameters: "",
         trigger: "hidraw-unread",
         module: "hid",

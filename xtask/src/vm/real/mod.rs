@@ -155,8 +155,8 @@ fn modules(
     let headers = kernels::directory(prepared.kernel.name).join("build");
     let mut all = Vec::new();
     let mut seen: BTreeSet<String> = case.builds.iter().map(|build| build.module.replace('-', "_")).collect();
-    for build in case.builds {
-        let module = sources.build(&headers, place, build, leaks)?;
+    for (index, build) in case.builds.iter().enumerate() {
+        let module = sources.build(&headers, place, &case.builds[..index], build, leaks)?;
         for name in depends(&module)? {
             stock(sources, &name, &mut seen, &mut all)?;
         }

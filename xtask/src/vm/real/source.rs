@@ -66,11 +66,18 @@ impl Sources {
         Ok(sources)
     }
 
-    /// Builds a module of the tree against a kernel's headers, with edits, and returns it, stripped.
+    /// Builds a module of the tree against a kernel's headers and what `before` exports, with edits, and returns it, stripped.
     ///
     /// # Errors
     /// When an edit does not find its place, or with what the compiler said.
-    pub(crate) fn build(&self, headers: &Path, case: &str, build: &Build, edited: bool) -> Result<PathBuf> {
+    pub(crate) fn build(
+        &self,
+        headers: &Path,
+        case: &str,
+        before: &[Build],
+        build: &Build,
+        edited: bool,
+    ) -> Result<PathBuf> {
         let original = self.tree.join(build.directory);
         // Beside the original, so that what it includes by `../` is found.
         let copy = self.tree.join(format!("{}.{case}", build.directory));
@@ -83,6 +90,12 @@ impl Sources {
             let mut makefile = fs::File::options().append(true).open(copy.join("Makefile"))?;
             writeln!(makefile, "\nccflags-y += {}", build.flags)?;
         }
+        let place = target().join("vm/real/built").join(case);
+        fs::create_dir_all(&place)?;
+        let before: Vec<_> = before
+            .iter()
+            .map(|build| place.join(format!("{}.symvers", build.module)).display().to_string())
+            .collect();
         let name = format!("{}.ko", build.module);
         let mut command = Command::new("make");
         command
@@ -90,7 +103,8 @@ impl Sources {
             .arg("-C")
             .arg(headers)
             .arg(format!("M={}", copy.display()))
-            .args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "KBUILD_MODPOST_WARN=1"])
+            .arg("CONFIG_DEBUG_INFO_BTF_MODULES=")
+            .arg(format!("KBUILD_EXTRA_SYMBOLS={}", before.join(" ")))
             .args(build.settings)
             .arg(&name)
             .stdin(Stdio::null());
@@ -106,8 +120,8 @@ impl Sources {
                 String::from_utf8_lossy(&output.stderr)
             );
         }
-        let place = target().join("vm/real/built").join(case);
-        fs::create_dir_all(&place)?;
+        let exported = place.join(format!("{}.symvers", build.module));
+        fs::copy(copy.join("Module.symvers"), exported)?;
         let module = place.join(&name);
         check(Command::new("objcopy").arg("--strip-debug").arg(copy.join(&name)).arg(&module))?;
         fs::remove_dir_all(&copy)?;
