@@ -4,6 +4,7 @@
 mod block;
 mod devices;
 mod modules;
+mod mounts;
 mod net;
 mod netlink;
 
@@ -72,6 +73,8 @@ const TRIGGERS: &[(&str, u64, Trigger)] = &[
     ("rds-message", 400, net::rds_message),
     ("sctp-key", 400, net::sctp_key),
     ("nci-device", 600, devices::nci_device),
+    ("bpf-action", 400, net::bpf_action),
+    ("autofs-catatonic", 500, mounts::autofs_catatonic),
 ];
 
 /// Steps that go on until this is dropped.

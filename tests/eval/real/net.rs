@@ -143,27 +143,46 @@ pub fn sctp_key(_: &Case) -> Result<Step> {
     }))
 }
 
-/// Makes an action of traffic control, and removes it (`include/uapi/linux/rtnetlink.h`, `pkt_cls.h`, `tc_ctinfo.h`).
+/// Attributes of an action of traffic control (`include/uapi/linux/pkt_cls.h`).
+const KIND: u16 = 1;
+const OPTIONS: u16 = 2;
+const INDEX: u16 = 3;
+
+/// The body of a request about an action.
+fn action(kind: &str, parts: &[u8]) -> Vec<u8> {
+    let action = [&text(KIND, kind), parts].concat();
+    [vec![0; 4], attribute(1 | netlink::NESTED, &attribute(1 | netlink::NESTED, &action))].concat()
+}
+
+/// Makes an action of traffic control, and removes it (`include/uapi/linux/tc_act/tc_ctinfo.h`).
 pub fn ctinfo_action(_: &Case) -> Result<Step> {
-    const KIND: u16 = 1;
-    const OPTIONS: u16 = 2;
-    const INDEX: u16 = 3;
-    const CTINFO_ACT: u16 = 3;
-    const CTINFO_CPMARK_MASK: u16 = 7;
+    const ACT: u16 = 3;
+    const CPMARK_MASK: u16 = 7;
     let netlink = Netlink::open(libc::NETLINK_ROUTE)?;
-    let one = |parts: &[Vec<u8>]| {
-        let action = [vec![text(KIND, "ctinfo")], parts.to_vec()].concat().concat();
-        [vec![0; 4], attribute(1 | netlink::NESTED, &attribute(1 | netlink::NESTED, &action))].concat()
-    };
     let index = 5_u32.to_ne_bytes();
-    let options = [
-        attribute(CTINFO_ACT, &[&index[..], &[0; 16]].concat()),
-        attribute(CTINFO_CPMARK_MASK, &u32::MAX.to_ne_bytes()),
-    ];
-    let make = one(&[attribute(OPTIONS | netlink::NESTED, &options.concat())]);
-    let remove = one(&[attribute(INDEX, &index)]);
+    let options =
+        [attribute(ACT, &[&index[..], &[0; 16]].concat()), attribute(CPMARK_MASK, &u32::MAX.to_ne_bytes())];
+    let make = action("ctinfo", &attribute(OPTIONS | netlink::NESTED, &options.concat()));
+    let remove = action("ctinfo", &attribute(INDEX, &index));
     Ok(Box::new(move || {
         netlink.done(libc::RTM_NEWACTION, netlink::CREATE, &make)?;
         netlink.done(libc::RTM_DELACTION, 0, &remove)
     }))
+}
+
+/// Replaces the program of an action of traffic control (`include/uapi/linux/tc_act/tc_bpf.h`).
+pub fn bpf_action(_: &Case) -> Result<Step> {
+    const PARMS: u16 = 2;
+    const OPS_LEN: u16 = 3;
+    const OPS: u16 = 4;
+    const CREATE_OR_REPLACE: u16 = 0x400 | 0x100;
+    let netlink = Netlink::open(libc::NETLINK_ROUTE)?;
+    // One instruction: to return nothing.
+    let options = [
+        attribute(PARMS, &[&7_u32.to_ne_bytes()[..], &[0; 16]].concat()),
+        attribute(OPS_LEN, &1_u16.to_ne_bytes()),
+        attribute(OPS, &[6, 0, 0, 0, 0, 0, 0, 0]),
+    ];
+    let set = action("bpf", &attribute(OPTIONS | netlink::NESTED, &options.concat()));
+    Ok(Box::new(move || netlink.done(libc::RTM_NEWACTION, CREATE_OR_REPLACE, &set)))
 }

@@ -341,6 +341,36 @@ pub(crate) const CASES: &[Case] = &[
         module: "nci",
         function: "nci_hci_allocate",
     },
+    // An action gets another program, and the old one stays.
+    Case {
+        name: "act_bpf: program of an action",
+        fix: "f4eaed28c783",
+        builds: &[build(
+            "act_bpf",
+            "net/sched",
+            &[edit("act_bpf.c", "tcf_bpf_init", "tcf_bpf_cfg_cleanup(&old);", "")],
+        )],
+        stock: &[],
+        parameters: "",
+        trigger: "bpf-action",
+        module: "act_bpf",
+        function: "tcf_bpf_init",
+    },
+    // Who waits for an automounter that goes has one reference too many.
+    Case {
+        name: "autofs: queue of who waits",
+        fix: "ccbe77f7e45d",
+        builds: &[build(
+            "autofs4",
+            "fs/autofs",
+            &[edit("waitq.c", "autofs_catatonic_mode", "if (!--wq->wait_ctr)\n\t\t\tkfree(wq);", "")],
+        )],
+        stock: &[],
+        parameters: "",
+        trigger: "autofs-catatonic",
+        module: "autofs4",
+        function: "autofs_wait",
+    },
 ];
 
 /// Declares what the core of CAN keeps for the only namespace; every file has the same.
