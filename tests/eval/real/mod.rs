@@ -154,7 +154,7 @@ fn judge(case: &Case, report: &Value, seconds: f64, peer_rank: Option<i64>) -> O
     };
     let mut why = vec![report["headline"]["text"].as_str().unwrap_or("no headline").to_owned()];
     why.extend(mine.is_none().then(|| "the right module is in no finding".to_owned()));
-    let first = findings.first().filter(|_| rank != Some(1));
+    let first = findings.first().filter(|_| rank.is_some_and(|rank| rank > 1));
     for finding in shown.into_iter().chain(first) {
         why.push(describe(finding));
         for name in ["evidence", "open"] {

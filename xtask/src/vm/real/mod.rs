@@ -7,7 +7,7 @@ mod source;
 use std::{
     collections::{BTreeSet, VecDeque},
     fmt::Write as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Mutex,
     time::Duration,
 };
@@ -42,13 +42,11 @@ pub(crate) fn eval(offline: bool, args: &EvalArgs) -> Result<bool> {
         .filter(|&(case, leaks)| name(case, leaks).contains(&args.only) || truth(leaks) == args.only)
         .collect();
     let with: &[Extra] = if args.no_peer { &[] } else { &[Extra::Peer] };
-    let lab = Lab {
-        offline,
-        sources: Sources::get(offline)?,
-        programs: Programs::build(Arch::X86_64, offline)?,
-        prepared: Prepared::new(kernels::find(KERNEL)?, with, offline)?,
-        with,
-    };
+    let prepared = Prepared::new(kernels::find(KERNEL)?, with, offline)?;
+    let headers = kernels::directory(KERNEL).join("build");
+    let sources = Sources::get(&headers, offline)?;
+    let lab =
+        Lab { offline, headers, sources, programs: Programs::build(Arch::X86_64, offline)?, prepared, with };
     let left = Mutex::new(VecDeque::from(chosen));
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -83,6 +81,7 @@ fn name(case: &Case, leaks: bool) -> String {
 /// What all guests share.
 struct Lab<'a> {
     offline: bool,
+    headers: PathBuf,
     sources: Sources,
     programs: Programs,
     prepared: Prepared,
@@ -93,7 +92,7 @@ impl Lab<'_> {
     /// Runs a case, or the driver unmodified under the same load, in a guest of its own.
     fn run(&self, case: &Case, leaks: bool) -> Result<Outcome> {
         let guest_name = format!("real-{}-{}", case.trigger, truth(leaks));
-        let mut files = modules(&self.sources, &self.prepared, case, leaks, &guest_name)?;
+        let mut files = modules(&self.sources, &self.headers, case, leaks, &guest_name)?;
         let description = target().join("vm/real/built").join(&guest_name).join("case.json");
         std::fs::write(&description, describe(case, leaks, &files).to_string())?;
         files.push(description);
@@ -145,18 +144,11 @@ fn describe(case: &Case, leaks: bool, modules: &[PathBuf]) -> serde_json::Value 
 }
 
 /// The modules of a case, in the order in which they are loaded.
-fn modules(
-    sources: &Sources,
-    prepared: &Prepared,
-    case: &Case,
-    leaks: bool,
-    place: &str,
-) -> Result<Vec<PathBuf>> {
-    let headers = kernels::directory(prepared.kernel.name).join("build");
+fn modules(sources: &Sources, headers: &Path, case: &Case, leaks: bool, place: &str) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     let mut seen: BTreeSet<String> = case.builds.iter().map(|build| build.module.replace('-', "_")).collect();
     for (index, build) in case.builds.iter().enumerate() {
-        let module = sources.build(&headers, place, &case.builds[..index], build, leaks)?;
+        let module = sources.build(headers, place, &case.builds[..index], build, leaks)?;
         for name in depends(&module)? {
             stock(sources, &name, &mut seen, &mut all)?;
         }

@@ -32,14 +32,19 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Finds or downloads them.
+    /// Finds or downloads those of the kernel that these headers are of.
     ///
     /// # Errors
-    /// When they cannot be had.
-    pub(crate) fn get(offline: bool) -> Result<Self> {
+    /// When they cannot be had, or Debian has another kernel by now.
+    pub(crate) fn get(headers: &Path, offline: bool) -> Result<Self> {
         let root = target().join("vm/real");
         let sources = Self { tree: root.join("source"), stock: root.join("stock") };
-        if root.join("complete").exists() {
+        let release = fs::read_to_string(headers.join("include/config/kernel.release"))
+            .with_context(|| format!("{} are no headers", headers.display()))?;
+        let wanted = format!("linux-image-{}", release.trim());
+        // Says of which kernel they are.
+        let complete = root.join("complete");
+        if fs::read_to_string(&complete).is_ok_and(|have| have == wanted) {
             return Ok(sources);
         }
         let _ = fs::remove_dir_all(&root);
@@ -49,6 +54,9 @@ impl Sources {
             .into_iter()
             .find(|name| name.starts_with("linux-image-"))
             .with_context(|| format!("{IMAGE} depends on no image"))?;
+        if image != wanted {
+            bail!("Debian has {image} by now, and the guests have {wanted}: remove target/vm/kernels/6.12");
+        }
         suite.unpack(&[&image], &sources.stock)?;
         let packed = root.join("packed");
         suite.unpack(&[SOURCE], &packed)?;
@@ -62,7 +70,7 @@ impl Sources {
         tar.args(LEFT_OUT.map(|name| format!("--exclude={SOURCE}/{name}")));
         check(&mut tar)?;
         fs::remove_dir_all(&packed)?;
-        fs::write(root.join("complete"), "")?;
+        fs::write(complete, wanted)?;
         Ok(sources)
     }
 
