@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -77,10 +77,10 @@ const TRIGGERS: &[(&str, u64, Trigger)] = &[
     ("autofs-catatonic", 500, mounts::autofs_catatonic),
 ];
 
-/// Steps that go on until this is dropped.
+/// Steps that go on until they are told to stop.
 struct Running {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<Result<()>>,
 }
 
 impl Running {
@@ -89,21 +89,21 @@ impl Running {
         let seen = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             while !seen.load(Relaxed) {
-                if let Err(error) = step() {
-                    println!("the trigger fails: {error:#}");
-                    return;
-                }
+                step()?;
                 std::thread::sleep(every);
             }
+            Ok(())
         });
-        Self { stop, thread: Some(thread) }
+        Self { stop, thread }
     }
-}
 
-impl Drop for Running {
-    fn drop(&mut self) {
+    /// Ends them.
+    ///
+    /// # Errors
+    /// When a step failed: nothing leaked from then on.
+    fn end(self) -> Result<()> {
         self.stop.store(true, Relaxed);
-        let _ = self.thread.take().map(JoinHandle::join);
+        self.thread.join().map_err(|_| anyhow!("the trigger panicked"))?.context("the trigger failed")
     }
 }
 
@@ -124,14 +124,15 @@ pub fn measure(file: &Path, options: &Options) -> Result<Outcome> {
     let mut step = trigger(&case)?;
     // What it allocates once and keeps is no part of the leak.
     step().context("the trigger fails")?;
-    let peer = if case.right.is_empty() { None } else { Peer::start()? };
     let leaktrace = measure::start(options, &["--duration", WATCHED_S])?;
     let begun = Instant::now();
     let running = Running::start(step, Duration::from_millis(every));
     let (report, _) = measure::finish(leaktrace)?;
     let seconds = begun.elapsed().as_secs_f64();
+    // Not beside leaktrace: the peer's map has the addresses of all that is allocated, which a proof takes for pointers.
+    let peer = if case.right.is_empty() { None } else { Peer::start()? };
     let peer_rank = peer.map(|peer| peer.rank(&case.function)).transpose()?;
-    drop(running);
+    running.end()?;
     Ok(judge(&case, &report, seconds, peer_rank))
 }
 
