@@ -4,6 +4,7 @@
 mod loads;
 mod measure;
 mod peer;
+mod real;
 mod scenarios;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -34,6 +35,9 @@ struct Options {
     /// Only these parts of the scenarios, as 1/2 and 2/2.
     #[arg(long, value_name = "N/M", default_value = "1/1")]
     part: String,
+    /// Instead of all that, the leak that a real driver once had, as this file describes it.
+    #[arg(long, value_name = "FILE")]
+    real: Option<PathBuf>,
     /// List the scenarios.
     #[arg(long)]
     list: bool,
@@ -59,6 +63,11 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<bool> {
+    if let Some(file) = &options.real {
+        let outcome = real::measure(file, options)?;
+        println!("{MARK}{}", serde_json::to_string(&outcome)?);
+        return Ok(outcome.right);
+    }
     let (part, parts) = options.part.split_once('/').context("--part is like 1/2")?;
     let (part, parts): (usize, usize) = (part.parse()?, parts.parse()?);
     let all = scenarios::all();
@@ -82,7 +91,7 @@ fn run(options: &Options) -> Result<bool> {
             Ok(outcome) => outcome,
             Err(error) => {
                 println!("{}: {error:#}", scenario.name);
-                Outcome::failed(&scenario)
+                Outcome::failed(scenario.name, scenario.truth.word())
             }
         };
         good &= outcome.right;

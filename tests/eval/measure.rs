@@ -34,7 +34,7 @@ const FOUND: i32 = 3;
 #[derive(Debug, Serialize)]
 pub struct Outcome {
     /// Its name.
-    pub name: &'static str,
+    pub name: String,
     /// `leak`, `subtle` or `innocent`.
     pub truth: &'static str,
     /// Whether leaktrace was right.
@@ -51,14 +51,16 @@ pub struct Outcome {
     pub peer_rank: Option<i64>,
     /// The first sentences on the culprit, or on what ranks first.
     pub why: Vec<String>,
+    /// The module that is blamed for the culprit, or for what ranks first.
+    pub blamed: String,
 }
 
 impl Outcome {
     /// That of a scenario which could not be run.
-    pub fn failed(scenario: &Scenario) -> Self {
+    pub fn failed(name: &str, truth: &'static str) -> Self {
         Self {
-            name: scenario.name,
-            truth: scenario.truth.word(),
+            name: name.to_owned(),
+            truth,
             right: false,
             verdict: "failed".to_owned(),
             rank: None,
@@ -66,6 +68,7 @@ impl Outcome {
             wrong: Vec::new(),
             peer_rank: None,
             why: Vec::new(),
+            blamed: String::new(),
         }
     }
 }
@@ -140,7 +143,7 @@ fn with_driver(scenario: &Scenario, options: &Options) -> Result<Outcome> {
         Truth::Subtle(_) => SUBTLE_S.to_owned(),
         Truth::Innocent => options.innocent.to_string(),
     };
-    let leaktrace = start(options, &duration)?;
+    let leaktrace = start(options, &["--until-leak", "--top", "40", "--duration", &duration])?;
     let begun = Instant::now();
     let running = running.take().unwrap_or_else(|| Running::start(&scenario.loads));
     let (report, found) = finish(leaktrace)?;
@@ -157,9 +160,14 @@ fn culprit(truth: Truth) -> Option<&'static str> {
     }
 }
 
-fn start(options: &Options, duration: &str) -> Result<Child> {
+/// Starts leaktrace, and returns when it traces.
+///
+/// # Errors
+/// When it does not get so far.
+pub fn start(options: &Options, args: &[&str]) -> Result<Child> {
     let mut child = Command::new(&options.leaktrace)
-        .args(["--format", "json", "--until-leak", "--top", "40", "--duration", duration])
+        .args(["--format", "json"])
+        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -175,7 +183,11 @@ fn start(options: &Options, duration: &str) -> Result<Child> {
     Ok(child)
 }
 
-fn finish(mut child: Child) -> Result<(Value, bool)> {
+/// Waits for its report, and whether it found a leak.
+///
+/// # Errors
+/// When it fails.
+pub fn finish(mut child: Child) -> Result<(Value, bool)> {
     let mut text = String::new();
     child.stdout.take().context("it is piped")?.read_to_string(&mut text)?;
     let status = child.wait()?;
@@ -234,7 +246,7 @@ fn judge(scenario: &Scenario, report: &Value, seconds: Option<f64>, peer_rank: O
         why.push(report["coverage"]["lost"].to_string());
     }
     Outcome {
-        name: scenario.name,
+        name: scenario.name.to_owned(),
         truth: scenario.truth.word(),
         right,
         verdict,
@@ -243,11 +255,17 @@ fn judge(scenario: &Scenario, report: &Value, seconds: Option<f64>, peer_rank: O
         wrong,
         peer_rank,
         why,
+        blamed: blamed(shown),
     }
 }
 
+/// The module that a finding blames.
+pub fn blamed(finding: Option<&&Value>) -> String {
+    finding.and_then(|finding| finding["module"].as_str()).unwrap_or("-").to_owned()
+}
+
 /// Loads keep many files open.
-fn allow_files() {
+pub fn allow_files() {
     let limit = libc::rlimit { rlim_cur: 60_000, rlim_max: 60_000 };
     // SAFETY: a valid pointer. Where it is refused, the loads hold fewer.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
-use super::{EVAL, Extra, Guest, Prepared, Programs, kernels, qemu};
+use super::{EVAL, Extra, Guest, Prepared, Programs, kernels, qemu, real};
 use crate::{
     arch::Arch,
     run::{as_root, build_of_tests, build_release},
@@ -36,7 +36,7 @@ pub(crate) struct EvalArgs {
     kernel: Vec<String>,
     /// Only scenarios whose name contains this, or whose truth is this: leak, subtle or innocent.
     #[arg(long, value_name = "TEXT", default_value = "")]
-    only: String,
+    pub(super) only: String,
     /// Only a dozen scenarios, one or two of each kind.
     #[arg(long)]
     core: bool,
@@ -45,10 +45,16 @@ pub(crate) struct EvalArgs {
     innocent: u64,
     /// Leave the peer out: leaks are then watched only until they are found.
     #[arg(long)]
-    no_peer: bool,
+    pub(super) no_peer: bool,
     /// Guests at a time, each with its part of the scenarios.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
-    jobs: u32,
+    pub(super) jobs: u32,
+    /// Instead of all that, leaks that real drivers once had: upstream fixes taken back on Debian's source. Of the other
+    /// options, --only, --no-peer, and --jobs apply.
+    #[arg(long)]
+    real: bool,
+    /// Say of every case what was found, and not only of one that was judged wrong.
+    #[arg(long)]
     /// Write the table into this file, in place of its section on verdicts.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -56,16 +62,17 @@ pub(crate) struct EvalArgs {
 
 /// What came of a scenario, as `tests/eval` prints it.
 #[derive(Clone, Debug, Deserialize)]
-struct Outcome {
-    name: String,
-    truth: String,
-    right: bool,
-    verdict: String,
-    rank: Option<u64>,
-    seconds: Option<f64>,
-    wrong: Vec<String>,
-    peer_rank: Option<i64>,
-    why: Vec<String>,
+pub(super) struct Outcome {
+    pub(super) name: String,
+    pub(super) truth: String,
+    pub(super) right: bool,
+    pub(super) verdict: String,
+    pub(super) rank: Option<u64>,
+    pub(super) seconds: Option<f64>,
+    pub(super) wrong: Vec<String>,
+    pub(super) peer_rank: Option<i64>,
+    pub(super) why: Vec<String>,
+    pub(super) blamed: String,
 }
 
 /// Runs the evaluation; true when every scenario was judged right.
@@ -73,6 +80,9 @@ struct Outcome {
 /// # Errors
 /// When something cannot be had or built, or a guest hangs.
 pub(crate) fn eval(offline: bool, args: &EvalArgs) -> Result<bool> {
+    if args.real {
+        return real::eval(offline, args);
+    }
     let mut outcomes: BTreeMap<String, Vec<Outcome>> = BTreeMap::new();
     let programs = args
         .kernel
@@ -113,6 +123,7 @@ pub(crate) fn evaluate_core(offline: bool, tally: &mut Tally) -> Result<()> {
         innocent: 45,
         no_peer: true,
         jobs: 2,
+        real: false,
         write: None,
     };
     let outcomes = in_guests(offline, &args, &programs, "6.12")?;
@@ -196,7 +207,7 @@ fn here(offline: bool, args: &EvalArgs) -> Result<Vec<Outcome>> {
 }
 
 /// Reads an outcome, and shows it.
-fn read(line: &str, outcomes: &mut Vec<Outcome>) {
+pub(super) fn read(line: &str, outcomes: &mut Vec<Outcome>) {
     let Some(outcome) = line.strip_prefix(MARK).and_then(|json| serde_json::from_str::<Outcome>(json).ok())
     else {
         qemu::print(line);
@@ -214,7 +225,7 @@ fn read(line: &str, outcomes: &mut Vec<Outcome>) {
     outcomes.push(outcome);
 }
 
-fn peer_rank(rank: i64) -> String {
+pub(super) fn peer_rank(rank: i64) -> String {
     if rank < 0 { "not listed".to_owned() } else { rank.to_string() }
 }
 

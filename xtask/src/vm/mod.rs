@@ -9,6 +9,7 @@ mod monitor;
 mod peer;
 mod plan;
 mod qemu;
+mod real;
 mod system;
 
 use std::{
