@@ -105,7 +105,10 @@ pub(super) fn complete(
     now_ns: u64,
     out: &mut Vec<SiteRecord>,
 ) {
-    let split = tracer.subjects.split().get(record.site) == Some(&true);
+    // What a library allocated, and nobody ever gave back, is told of the library: who should have is not known.
+    let is_librarys = || tracer.attribute.responsible(&[record.call_site], tracer.watch.stays()).is_some();
+    let split =
+        tracer.subjects.split().get(record.site) == Some(&true) && !(record.freed == 0 && is_librarys());
     let mut owners: FxHashMap<Owner, Vec<Share>> = FxHashMap::default();
     for share in shares.iter().filter(|_| split) {
         owners.entry(owner(tracer, share.0, record.call_site)).or_default().push(*share);

@@ -53,8 +53,6 @@ pub(crate) struct EvalArgs {
     /// options, --only, --no-peer, and --jobs apply.
     #[arg(long)]
     real: bool,
-    /// Say of every case what was found, and not only of one that was judged wrong.
-    #[arg(long)]
     /// Write the table into this file, in place of its section on verdicts.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,

@@ -202,7 +202,7 @@ fn people(site: &SiteRecord, surroundings: &Surroundings) -> People {
     let owner = site
         .owner
         .and_then(|owner| frames.iter().position(|&frame| frame == owner))
-        .or_else(|| blame::responsible(&functions, &[], &**places.users()))
+        .or_else(|| blame::responsible(&functions, &[], &blame::NoneKnown))
         .unwrap_or(0);
     // The responsible one's module, past the libraries that it uses; else the innermost.
     let in_module = |at: &usize| module_of(frames[*at]).is_some();

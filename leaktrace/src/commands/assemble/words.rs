@@ -5,6 +5,7 @@ use crate::{
     analysis::{
         crosscheck::Check,
         growth::Shape,
+        holders::Holder,
         lifetime,
         verdict::{self, Evidence, FEWEST_SUSPECT, Open, Verdict},
     },
@@ -262,6 +263,15 @@ fn longer(judged: &Judged<'_>, module: Option<&str>, duration: &str) -> String {
     format!("leaktrace --duration {duration} {filter}")
 }
 
+/// Who is known to hold such objects, and how to ask.
+fn held(holder: &Holder, judged: &Judged<'_>) -> (String, Option<String>) {
+    let how = holder.seconds.map_or_else(
+        || holder.ask.to_owned(),
+        |seconds| format!("leaktrace --duration {:.0}s --cache '{}'", seconds * 3.0, judged.site.cache),
+    );
+    (format!("such objects are held {}", holder.why), Some(how))
+}
+
 fn one(
     reason: &Open,
     judged: &Judged<'_>,
@@ -340,14 +350,6 @@ fn one(
                 Some("end that process while tracing: what stays is leaked".to_owned()),
             )
         }
-        Open::Held(holder) => {
-            let how = holder.seconds.map_or_else(
-                || holder.ask.to_owned(),
-                |seconds| {
-                    format!("leaktrace --duration {:.0}s --cache '{}'", seconds * 3.0, judged.site.cache)
-                },
-            );
-            (format!("such objects are held {}", holder.why), Some(how))
-        }
+        Open::Held(holder) => held(holder, judged),
     }
 }
