@@ -141,7 +141,7 @@ const KINDS: [&str; 10] = [
 ];
 
 fn measured(rng: &mut Rng, seconds: f64, tick: f64, objects: Vec<(f64, f64)>) -> Growth {
-    let look = 0.44 + rng.f64() * 0.22;
+    let look = 0.57 + rng.f64() * 0.15;
     Run { seconds, objects }.looked_at_every(tick, look, (seconds / 4.0).min(5.0))
 }
 

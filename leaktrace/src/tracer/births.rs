@@ -71,7 +71,7 @@ pub type ByOwner = FxHashMap<(usize, Owner), Births>;
 const LATER: f64 = 1.25;
 const KEPT: usize = 4;
 /// The share of the trace that a look may have had behind it, at most, to say what stays.
-const LATEST: f64 = 0.67;
+const LATEST: f64 = 0.72;
 /// The first look comes when objects may have been survivors for a moment.
 const FIRST: f64 = 1.25;
 
@@ -146,7 +146,7 @@ mod tests {
             let stay = looks.stay((1, 0), &births(now), now, 5.0);
             if now >= 14.0 {
                 let stay = stay.expect("there was a look in time");
-                assert!((0.33..0.56).contains(&(stay.watched_s / now)), "{stay:?} at {now}");
+                assert!((0.27..0.48).contains(&(stay.watched_s / now)), "{stay:?} at {now}");
                 assert!(stay.aged > 0 || now < 20.0, "{stay:?} at {now}");
             }
             if looks.is_due(now, 5.0) {
