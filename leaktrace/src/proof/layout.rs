@@ -30,6 +30,8 @@ pub(super) struct CacheLayout {
     pub(super) name: u64,
     /// Bytes from one object to the next.
     pub(super) size: u64,
+    /// Bytes of an object that are its owner's.
+    pub(super) object_size: u64,
     /// Where in a free object the pointer to the next one is.
     pub(super) offset: u64,
     /// What such pointers are hidden with, where they are (`SLAB_FREELIST_HARDENED`).
@@ -175,6 +177,7 @@ impl Layout {
             cache: CacheLayout {
                 name: need("kmem_cache", "name")?,
                 size: need("kmem_cache", "size")?,
+                object_size: need("kmem_cache", "object_size")?,
                 offset: need("kmem_cache", "offset")?,
                 random: at("kmem_cache", "random"),
                 red_left_pad: at("kmem_cache", "red_left_pad"),

@@ -256,7 +256,8 @@ impl Scan<'_> {
         let slab = self.slab.as_ref()?;
         let cache = self.slabs.cache(slab.cache)?.clone();
         let (start, free) = slab.object_at(&cache, address)?;
-        Some(if blame::is_bookkeeping(&cache.name) {
+        let is_allocators = address >= start + cache.own;
+        Some(if is_allocators || blame::is_bookkeeping(&cache.name) {
             Whose::Old(Old::Bookkeeping)
         } else if free {
             Whose::Old(Old::FreeObject)

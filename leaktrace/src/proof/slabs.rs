@@ -24,6 +24,9 @@ pub(super) struct Cache {
     pub(super) name: String,
     /// Bytes from one object to the next.
     pub(super) size: u64,
+    /// Bytes of it that are its owner's. What lies behind is the allocator's: the pointer to the next free object of caches with a
+    /// constructor, which is left when it is allocated.
+    pub(super) own: u64,
     offset: u64,
     random: Option<u64>,
     /// Bytes before each object that are not its own.
@@ -185,6 +188,7 @@ fn read_cache(memory: &Memory, address: u64) -> Option<Cache> {
     Some(Cache {
         name,
         size,
+        own: u64::from(core.number(address + layout.object_size).ok()?),
         offset: core.number(address + layout.offset).ok()?.into(),
         random: layout.random.and_then(|at| core.word(address + at).ok()),
         pad: pad.into(),
@@ -263,7 +267,7 @@ mod tests {
     use super::*;
 
     fn cache(random: Option<u64>) -> Cache {
-        Cache { name: "c".into(), size: 64, offset: 32, random, pad: 0, cpu: 0, sheaves: 0 }
+        Cache { name: "c".into(), size: 64, own: 64, offset: 32, random, pad: 0, cpu: 0, sheaves: 0 }
     }
 
     /// A slab of four objects, of which 2 and 0 are free, in that order.
