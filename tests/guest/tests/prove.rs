@@ -63,9 +63,9 @@ pub fn test() -> Result<bool> {
 fn once(seed: u64) -> Result<bool> {
     let more = |base: u64| base + seed % 50;
     let kmemleak = Path::new(KMEMLEAK).exists();
-    // With all stacks, so that pages are told apart.
-    let args = ["--prove", "--overhead", "100", "--kmemleak"];
-    let trace = Trace::start(&args[..if kmemleak { 4 } else { 3 }])?;
+    // With all stacks, so that pages are told apart; and as much time as an emulated machine beside others takes.
+    let args = ["--prove", "--prove-limit", "5m", "--overhead", "100", "--kmemleak"];
+    let trace = Trace::start(&args[..if kmemleak { 6 } else { 5 }])?;
     // A little of each at a time, so that they lie among each other.
     for tenth in 0..10 {
         let part = |whole: u64| whole * (tenth + 1) / 10 - whole * tenth / 10;
@@ -233,7 +233,7 @@ fn saved(report: &Value) -> Result<bool> {
     run_on(1)?;
     give_back(page)?;
     let output = Command::new(LEAKTRACE)
-        .args(["prove", "--quiet", "--format", "json", "/tmp/proven.json"])
+        .args(["prove", "--quiet", "--prove-limit", "5m", "--format", "json", "/tmp/proven.json"])
         .output()?;
     run_on_all()?;
     ensure!(output.status.success(), "prove failed: {}", String::from_utf8_lossy(&output.stderr));
