@@ -253,9 +253,6 @@ pub fn owner(stack: &Value) -> Option<String> {
         }
         let plain = symbol.trim_start_matches('_');
         if !CALLED.contains(&plain.strip_suffix("_noprof").unwrap_or(plain)) {
-            if items(&stack["frames"]).any(|f| f["module"] == driver::NAME) {
-                println!("PREFIX {plain}");
-            }
             return None;
         }
     }

@@ -45,8 +45,15 @@ pub(crate) fn eval(offline: bool, args: &EvalArgs) -> Result<bool> {
     let prepared = Prepared::new(kernels::find(KERNEL)?, with, offline)?;
     let headers = kernels::directory(KERNEL).join("build");
     let sources = Sources::get(&headers, offline)?;
-    let lab =
-        Lab { offline, headers, sources, programs: Programs::build(Arch::X86_64, offline)?, prepared, with };
+    let lab = Lab {
+        offline,
+        headers,
+        sources,
+        programs: Programs::build(Arch::X86_64, offline)?,
+        prepared,
+        with,
+        building: Mutex::new(()),
+    };
     let left = Mutex::new(VecDeque::from(chosen));
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -86,13 +93,18 @@ struct Lab<'a> {
     programs: Programs,
     prepared: Prepared,
     with: &'a [Extra],
+    building: Mutex<()>,
 }
 
 impl Lab<'_> {
     /// Runs a case, or the driver unmodified under the same load, in a guest of its own.
     fn run(&self, case: &Case, leaks: bool) -> Result<Outcome> {
         let guest_name = format!("real-{}-{}", case.trigger, truth(leaks));
-        let mut files = modules(&self.sources, &self.headers, case, leaks, &guest_name)?;
+        let mut files = {
+            // Copies lie beside the originals, and one directory may be in another.
+            let _one_at_a_time = self.building.lock();
+            modules(&self.sources, &self.headers, case, leaks, &guest_name)?
+        };
         let description = target().join("vm/real/built").join(&guest_name).join("case.json");
         std::fs::write(&description, describe(case, leaks, &files).to_string())?;
         files.push(description);
