@@ -44,13 +44,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<()> {
     let release = kernel.machine.release.clone();
     let runtime = session::runtime()?;
     let _guard = runtime.enter();
-    let how = How {
-        min_age: args.watch.survivor_age(),
-        interval: args.watch.interval(),
-        top: FINDINGS,
-        verbose: false,
-        quiet: args.quiet,
-    };
+    let how = How::watching(&args.watch, FINDINGS, args.quiet);
     let mut session = Session::begin(kernel, &args.watch, &how)?;
     let start = Start {
         kernel: release,

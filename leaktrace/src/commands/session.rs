@@ -71,6 +71,13 @@ pub(super) struct How {
     pub(super) quiet: bool,
 }
 
+impl How {
+    /// Of a session without a set end.
+    pub(super) fn watching(args: &WatchArgs, findings: u32, quiet: bool) -> Self {
+        Self { min_age: args.survivor_age(), interval: args.interval(), top: findings, verbose: false, quiet }
+    }
+}
+
 /// A trace that is going on.
 pub(super) struct Session {
     pub(super) stop: Stop,

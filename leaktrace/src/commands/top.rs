@@ -44,13 +44,7 @@ pub(super) fn run(args: &TopArgs) -> Result<()> {
     let kernel = probe::probe(Path::new("/"))?;
     let runtime = session::runtime()?;
     let _guard = runtime.enter();
-    let how = How {
-        min_age: args.watch.survivor_age(),
-        interval: args.watch.interval(),
-        top: FINDINGS,
-        verbose: false,
-        quiet: false,
-    };
+    let how = How::watching(&args.watch, FINDINGS, false);
     let mut session = Session::begin(kernel, &args.watch, &how)?;
     let shown = runtime.block_on(async {
         let mut terminal = Restored::enter()?;

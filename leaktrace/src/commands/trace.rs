@@ -10,13 +10,13 @@ use anyhow::{Result, bail};
 use tokio::{runtime::Runtime, time::Instant as Deadline};
 
 use super::{
-    assemble::Before,
+    assemble::{Before, Judgement},
     judging::{self, Judging},
     kmemleak::{self, Kmemleak},
     output::Output,
     probe,
     progress::Progress,
-    prove::{self, Proofs},
+    prove::{self, Proofs, Wanted},
     session::{self, How, Session, Woken},
 };
 use crate::{
@@ -89,10 +89,10 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     Ok(judging::exit_code(&report, args))
 }
 
-/// What was traced, and what was alive before caches were dropped.
+/// What was traced, and whose survivors are looked for.
 struct Found<'a> {
     snapshot: &'a Snapshot,
-    shaken: Option<&'a Before>,
+    sites: &'a [Wanted],
 }
 
 /// What a proof may read and take that nobody asked for, in all of its looks.
@@ -111,12 +111,17 @@ fn prove_at_the_end(
         return Ok(None);
     }
     let snapshot = session.tracer.snapshot_at_the_end()?;
-    let found = Found { snapshot: &snapshot, shaken };
+    // Judged once for both: it looks at objects in memory and waits for modules' reference counts.
+    let (sites, suspected) = {
+        let judgement = session.judge(&snapshot, shaken);
+        (prove::sites(&judgement, &session.surroundings.places), suspects(&judgement))
+    };
+    let found = Found { snapshot: &snapshot, sites: &sites };
     let proofs = match asked {
         Some(prover) => prover.and_then(|prover| {
             prove(&prover, session, runtime, (args, &found, prove_limit(&args.prove_limit)))
         }),
-        None if suspects(session, &found) => prove_quickly(session, runtime, (args, &found)),
+        None if suspected => prove_quickly(session, runtime, (args, &found)),
         None => return Ok(None),
     };
     session.surroundings.proofs = Some(proofs.unwrap_or_else(|error| Proofs::failed(&error)));
@@ -124,8 +129,7 @@ fn prove_at_the_end(
 }
 
 /// Whether anything is suspected or called a leak, or would be if it were not for others.
-fn suspects(session: &Session, found: &Found<'_>) -> bool {
-    let judgement = session.judge(found.snapshot, found.shaken);
+fn suspects(judgement: &Judgement<'_>) -> bool {
     // What surely grows may be taken for older objects' replacement: a proof tells.
     judgement.judged.iter().any(|judged| {
         let verdict = judged.evidence.verdict();
@@ -163,11 +167,7 @@ fn prove(
 ) -> Result<Proofs> {
     let snapshot = found.snapshot;
     let cpus = session.surroundings.machine.possible_cpus;
-    let sites = {
-        let judgement = session.judge(snapshot, found.shaken);
-        prove::sites(&judgement, &session.surroundings.places)
-    };
-    let chosen = prove::choose(&mut session.tracer, snapshot, &sites, args.survivor_age(), cpus)?;
+    let chosen = prove::choose(&mut session.tracer, snapshot, found.sites, args.survivor_age(), cpus)?;
     if chosen.is_empty() {
         return Ok(Proofs::default());
     }

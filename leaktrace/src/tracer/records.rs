@@ -154,7 +154,7 @@ pub(super) fn complete(
         one.samples.retain(|object| self::owner(tracer, object.stack, record.call_site) == owner);
         let series = tracer.subjects.series(record.site, owner);
         let factor = if series.last() > 0.0 { one.survivors as f64 / series.last() } else { 1.0 };
-        // The series has what was seen with a stack; how many have one changes little.
+        // The series was shared out like these, a moment ago.
         let series = series.scaled(factor.clamp(0.1, 1e6));
         out.push(filled(tracer, one, &shares, series, (people, cohorts)));
     }

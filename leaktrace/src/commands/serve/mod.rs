@@ -52,13 +52,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
         .block_on(TcpListener::bind(args.listen))
         .with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr().with_context(|| format!("cannot listen on {}", args.listen))?;
-    let how = How {
-        min_age: args.watch.survivor_age(),
-        interval: args.watch.interval(),
-        top: FINDINGS,
-        verbose: false,
-        quiet: args.quiet,
-    };
+    let how = How::watching(&args.watch, FINDINGS, args.quiet);
     let mut session = Session::begin(kernel, &args.watch, &how)?;
     let kept = runtime.block_on(session.give_up_privileges())?;
     if !args.quiet {
