@@ -166,7 +166,9 @@ fn check(page: &Path, place: &Path, words: &[String]) {
         sleep(Duration::from_millis(50));
     };
     let may_find = words.iter().any(|word| word == "--fail-on" || word == "--until-leak");
-    let right = status.success() || may_find && status.code() == Some(3);
+    // Two seconds, and modules that are not here: a gate does not pass then.
+    let unknown = status.code() == Some(1) && said().contains("cannot tell whether anything leaks: ");
+    let right = status.success() || may_find && (status.code() == Some(3) || unknown);
     assert!(right, "{what}: {status}: {}", said());
 }
 

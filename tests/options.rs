@@ -166,7 +166,7 @@ fn text_is_for_a_page_of_100_columns() {
             assert!(!line.chars().any(char::is_control), "{line:?}");
         }
         for word in [
-            "\\u{1b}]0;bad\\u{7}\\u{a} (",
+            "\\x1b]0;bad\\x07\\n (",
             "alloc_pipe_info+0x",
             "kmalloc-cg-1k",
             "/proc/slabinfo",

@@ -371,7 +371,7 @@ fn names_do_no_harm() {
     assert!(text.status.success(), "{text:?}");
     let text = String::from_utf8(text.stdout).expect("it is UTF-8");
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
-    assert!(text.contains("\\u{1b}[31m"), "{text}");
+    assert!(text.contains("\\x1b[31m"), "{text}");
     let json = run(["triage", "--duration", "0", "--format", "json"]);
     assert!(!json.stdout.iter().any(|&byte| byte < b' ' && byte != b'\n'));
     let triage: Value = serde_json::from_slice(&json.stdout).expect("it is JSON");

@@ -4,14 +4,17 @@ mod trace;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    Args, Command as Grammar, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    error::ErrorKind,
+};
 
 pub use self::trace::{FailOn, TraceArgs, WatchArgs};
 use crate::{
     proof::Limit,
     report::forms::Form,
     tracer::hooks::Family,
-    units::{parse_bytes, parse_duration, parse_percent, parse_window},
+    units::{self, parse_bytes, parse_duration, parse_percent, parse_window},
 };
 
 /// Finds kernel memory leaks: traces allocations with eBPF, and ranks the call sites, slab caches
@@ -304,7 +307,8 @@ impl Cli {
     /// # Errors
     /// For what the grammar does not allow, for `--help` and for `--version`.
     pub fn parse_arguments() -> Result<Self, clap::Error> {
-        let cli = Self::try_parse()?;
+        let matches = numbers_may_be_negative(Self::command()).try_get_matches()?;
+        let cli = Self::from_arg_matches(&matches)?;
         let watch = cli.watch();
         let modules = watch.modules().len();
         if modules > leaktrace_common::MAX_MODULES {
@@ -317,12 +321,30 @@ impl Cli {
             return Err(Self::command()
                 .error(ErrorKind::ArgumentConflict, "--cache is for slab, which --family leaves out"));
         }
+        if let (Some(age), Some(duration)) = (watch.min_age, cli.duration())
+            && age >= duration
+        {
+            let [age, duration] = [age, duration].map(|time| units::seconds(time.as_secs_f64()));
+            return Err(Self::command().error(
+                ErrorKind::ValueValidation,
+                format!("nothing can become as old as --min-age {age} within --duration {duration}"),
+            ));
+        }
         match watch.max_size {
             Some(max) if max < watch.min_size => Err(Self::command().error(
                 ErrorKind::ValueValidation,
                 format!("--max-size {max} is smaller than --min-size {}", watch.min_size),
             )),
             _ => Ok(cli),
+        }
+    }
+
+    /// How long, if that is set.
+    fn duration(&self) -> Option<Duration> {
+        match &self.command {
+            None => Some(self.trace.duration),
+            Some(Command::Record(args)) => args.duration,
+            Some(_) => None,
         }
     }
 
@@ -335,6 +357,20 @@ impl Cli {
             _ => &self.trace.watch,
         }
     }
+}
+
+/// A negative number is a wrong value, and not an option that nobody knows.
+fn numbers_may_be_negative(grammar: Grammar) -> Grammar {
+    const NUMBERS: [&str; 7] = ["TIME", "N", "PERCENT", "BYTES", "SIZE", "SIZE,TIME", "PID"];
+    let is_number = |arg: &clap::Arg| {
+        !arg.is_positional()
+            && arg
+                .get_value_names()
+                .is_some_and(|names| names.iter().any(|name| NUMBERS.contains(&name.as_str())))
+    };
+    grammar
+        .mut_args(|arg| if is_number(&arg) { arg.allow_hyphen_values(true) } else { arg })
+        .mut_subcommands(numbers_may_be_negative)
 }
 
 /// Form of what is printed.

@@ -2,26 +2,22 @@
 
 use std::time::Duration;
 
-/// Parses `60`, `1.5`, `90s`, `5m`, `2h`, `1d` or `250ms`.
+/// What stands for a duration where none can be understood.
+const DURATIONS: &str = "expected a duration like 90s, 5m or 1h30m";
+/// Units of durations and their seconds, the longest first. The second word is how [`seconds`] writes it.
+const UNITS: [(&[&str], f64); 5] =
+    [(&["d"], 86_400.0), (&["h"], 3_600.0), (&["m", "min"], 60.0), (&["s"], 1.0), (&["ms"], 0.001)];
+/// The longest duration that is taken.
+const LONGEST: Duration = Duration::from_hours(366 * 24);
+/// The shortest time in which anything can be seen.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// Parses `60`, `1.5`, `90s`, `5m`, `1h30m`, `1d` or `250ms`, and what [`seconds`] writes, like `13 h 29 min`.
 ///
 /// # Errors
 /// Says what was expected, for anything else and for more than a year.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "" | "s" => 1.0,
-        "ms" => 0.001,
-        "m" => 60.0,
-        "h" => 3_600.0,
-        "d" => 86_400.0,
-        _ => return Err("expected a duration like 60, 90s, 5m or 1h".into()),
-    };
-    let number: f64 = digits.parse().map_err(|_| "expected a duration like 60, 90s, 5m or 1h".to_owned())?;
-    let seconds = number * unit;
-    if !(0.0..=366.0 * 86_400.0).contains(&seconds) {
-        return Err("must be between 0 and one year".into());
-    }
-    Ok(Duration::from_secs_f64(seconds))
+    parse_between(text, Duration::ZERO)
 }
 
 /// A duration of at least 100 ms: the time it takes to see anything.
@@ -29,8 +25,45 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// As [`parse_duration`], and for shorter ones.
 pub fn parse_window(text: &str) -> Result<Duration, String> {
-    let duration = parse_duration(text)?;
-    if duration < Duration::from_millis(100) { Err("must be 100ms or longer".into()) } else { Ok(duration) }
+    parse_between(text, SHORTEST)
+}
+
+fn parse_between(text: &str, least: Duration) -> Result<Duration, String> {
+    let total = parts(text).ok_or(DURATIONS)?;
+    let least_in_words = if least.is_zero() { "0".to_owned() } else { format!("{}ms", least.as_millis()) };
+    if (least.as_secs_f64()..=LONGEST.as_secs_f64()).contains(&total) {
+        Ok(Duration::from_secs_f64(total))
+    } else {
+        Err(format!("must be from {least_in_words} to {}d", LONGEST.as_secs() / 86_400))
+    }
+}
+
+/// Seconds of numbers with units, the longer ones first, each once; of a number alone. May be negative or infinite.
+fn parts(text: &str) -> Option<f64> {
+    let number = |text: &str| text.parse::<f64>().ok().filter(|number| !number.is_nan());
+    // `inf` and `1e3` are numbers to the library, and nobody's durations.
+    if text.contains(['e', 'E', 'f', '+']) {
+        return None;
+    }
+    if let Some(seconds) = number(text) {
+        return Some(seconds);
+    }
+    let (mut total, mut rest, mut next) = (0.0, text, 0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| c == ' ' || c.is_ascii_alphabetic())?;
+        let value = number(&rest[..digits])?;
+        let unit = rest[digits..].trim_start_matches(' ');
+        let end = unit.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(unit.len());
+        let which = UNITS.iter().position(|(names, _)| names.contains(&&unit[..end]))?;
+        // Not `1m 1h`, and not `1m 1m`. A sign stands for the whole.
+        if which < next || (next > 0 && value.is_sign_negative()) {
+            return None;
+        }
+        total += value * UNITS[which].1;
+        next = which + 1;
+        rest = unit[end..].trim_start_matches(' ');
+    }
+    (next > 0).then_some(total)
 }
 
 /// Parses a size in bytes below 4 GiB, like 512, 4k or 1M.
@@ -146,15 +179,48 @@ mod tests {
 
     #[test]
     fn durations() {
-        assert_eq!(parse_duration("60"), Ok(Duration::from_mins(1)));
-        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("5m"), Ok(Duration::from_mins(5)));
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("1.5h"), Ok(Duration::from_mins(90)));
-        for bad in ["", "s", "-1", "1x", "nan", "inf", "1e300d", "5 m", "400d"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
+        for (text, seconds) in [
+            ("60", 60.0),
+            ("1.5", 1.5),
+            ("90s", 90.0),
+            ("5m", 300.0),
+            ("5 m", 300.0),
+            ("250ms", 0.25),
+            ("1.5h", 5_400.0),
+            ("1h30m", 5_400.0),
+            ("1h 30min", 5_400.0),
+            ("13 h 29 min", 48_540.0),
+            ("1d2h3m4s5ms", 93_784.005),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
         }
-        assert!(parse_window("0").is_err() && parse_window("99ms").is_err() && parse_window("100ms").is_ok());
+        for bad in [
+            "", "s", "1x", "nan", "inf", "1e300d", "1m1h", "1m1m", "1h30", "1h-30m", "1 2", " ", "1h  x",
+            "m5",
+        ] {
+            assert_eq!(parse_duration(bad), Err(DURATIONS.to_owned()), "{bad}");
+        }
+        for (bad, least) in [("-1", "0"), ("-1h30m", "0"), ("400d", "0"), ("8784h1s", "0")] {
+            assert_eq!(parse_duration(bad), Err(format!("must be from {least} to 366d")), "{bad}");
+        }
+        for bad in ["0", "99ms", "-1", "367d"] {
+            assert_eq!(parse_window(bad), Err("must be from 100ms to 366d".to_owned()), "{bad}");
+        }
+        assert!(parse_window("100ms").is_ok() && parse_window("366d").is_ok());
+    }
+
+    proptest::proptest! {
+        /// What is printed can be given back, as close as it was printed.
+        #[test]
+        fn what_is_written_is_read(value in 0.001_f64..3e7) {
+            let read = parse_duration(&seconds(value)).unwrap().as_secs_f64();
+            proptest::prop_assert!((read - value).abs() <= (value / 30.0).max(0.051), "{value} {read}");
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "[0-9 .smhdin-]{0,12}") {
+            let _ = parse_duration(&text);
+        }
     }
 
     #[test]

@@ -318,7 +318,7 @@ pub fn soonest(min_age_s: f64) -> f64 {
 /// simulation in `growth_rates.rs` shows: of what comes by chance, in a site that is busy.
 const FLOOR: f64 = 22.0;
 /// Looks at the survivors without which nothing is told from chance.
-const FEWEST_LOOKS: f64 = 12.0;
+pub const FEWEST_LOOKS: f64 = 12.0;
 
 /// The slowest leak that would have been suspected, 19 times of 20, in objects per second, when the survivors were looked at
 /// so many times. `None` when the window is too short to tell any from chance.

@@ -1,14 +1,13 @@
 //! `leaktrace completions`: what makes a shell complete our command line, from its own grammar.
 
-use std::io::Write as _;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Command, CommandFactory as _};
 use clap_complete::{
     generate,
     shells::{Bash, Fish, Zsh},
 };
 
+use super::output::Output;
 use crate::cli::{Cli, CompletionsArgs, Shell};
 
 /// Prints a shell's script.
@@ -16,9 +15,7 @@ use crate::cli::{Cli, CompletionsArgs, Shell};
 /// # Errors
 /// When it cannot be written.
 pub(super) fn run(args: &CompletionsArgs) -> Result<()> {
-    let script = script(args.shell);
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(&script).and_then(|()| stdout.flush()).context("cannot write the completions")
+    Output::Stdout.write(&script(args.shell))
 }
 
 /// The script, in memory: the generators panic at a pipe that nobody reads.

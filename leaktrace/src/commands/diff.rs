@@ -1,10 +1,11 @@
 //! `leaktrace diff`: how two reports differ.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, Result, bail};
 
-use super::{output, saved};
+use super::{
+    output::{self, Output},
+    saved,
+};
 use crate::{
     cli::{DiffArgs, Format},
     report::{difference, known},
@@ -24,6 +25,5 @@ pub(super) fn run(args: &DiffArgs) -> Result<()> {
         Format::Json => serde_json::to_string_pretty(&diff).context("cannot write JSON")? + "\n",
         Format::Text => difference::render(&diff, output::width()),
     };
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write the difference")
+    Output::Stdout.write(text.as_bytes())
 }

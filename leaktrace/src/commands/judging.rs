@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{
     assemble::{self, Before},
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     analysis::verdict::{self, Verdict},
     cli::{FailOn, TraceArgs},
-    report::model::Report,
+    report::{headline, model::Report},
     tracer::Tracer,
 };
 
@@ -106,7 +106,10 @@ pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
 }
 
 /// The exit status of a run with this report.
-pub(super) fn exit_code(report: &Report, args: &TraceArgs) -> ExitCode {
+///
+/// # Errors
+/// When the run was to fail on something, and nobody can say whether that is there.
+pub(super) fn exit_code(report: &Report, args: &TraceArgs) -> Result<ExitCode> {
     let has =
         |verdict: &str| report.findings.iter().any(|finding| finding.verdict == verdict && !finding.known);
     let left = report.unloads.iter().any(|unload| unload.verdict == "leak" && unload.left.objects > 0);
@@ -116,5 +119,19 @@ pub(super) fn exit_code(report: &Report, args: &TraceArgs) -> ExitCode {
         Some(FailOn::Leak) => leak,
         None => args.until_leak && leak,
     };
-    if fails { ExitCode::from(FOUND) } else { ExitCode::SUCCESS }
+    if fails {
+        return Ok(ExitCode::from(FOUND));
+    }
+    if args.fail_on.is_some() || args.until_leak {
+        // A leak that is known, or a suspect where only leaks fail, does not make up for what was not traced.
+        let floor = report.headline.floor_objects_per_s;
+        if let Some(why) = headline::unknown(report, floor) {
+            bail!("cannot tell whether anything leaks: {why}");
+        }
+        let refused = report.reachability.as_ref().and_then(|reach| reach.error.as_ref());
+        if let (true, Some(why)) = (args.prove, refused) {
+            bail!("--prove could prove nothing: {why}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }

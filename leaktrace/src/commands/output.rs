@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -15,6 +16,28 @@ use crate::report::{
     page::WIDTH,
     text::Style,
 };
+
+/// Whether standard output was closed when this process started: then the runtime has put /dev/null in its place, and a report
+/// would be lost in silence.
+fn closed_at_start() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
+const CLOSED_STDOUT: &str = "cannot write the answer: standard output is closed";
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Runs before the runtime replaces closed descriptors (`sanitize_standard_fds` of Rust's library).
+extern "C" fn look_at_standard_output() {
+    // SAFETY: fcntl with F_GETFD takes any number, and touches no memory.
+    let closed = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } < 0;
+    CLOSED.store(closed, Ordering::Relaxed);
+}
+
+// SAFETY: the section holds pointers to functions that are called once before main, by the C library; this one needs nothing
+// that is set up later.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = look_at_standard_output;
 
 /// Columns of the terminal that standard output is, or of a page.
 pub(super) fn width() -> usize {
@@ -46,7 +69,9 @@ impl Output {
     /// # Errors
     /// When the path is a directory or its directory cannot be written to.
     pub(super) fn open(path: Option<&Path>) -> Result<Self> {
-        let Some(path) = path else { return Ok(Self::Stdout) };
+        let Some(path) = path else {
+            return if closed_at_start() { bail!(CLOSED_STDOUT) } else { Ok(Self::Stdout) };
+        };
         // A link stays one, and what it leads to is replaced.
         let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if path.is_dir() {
@@ -114,6 +139,9 @@ impl Output {
         match self {
             Self::Stdout => {
                 let mut stdout = io::stdout().lock();
+                if closed_at_start() {
+                    bail!(CLOSED_STDOUT);
+                }
                 stdout.write_all(text).context("cannot write the report")?;
                 stdout.flush().context("cannot write the report")
             }
@@ -124,7 +152,7 @@ impl Output {
                 use std::os::unix::fs::PermissionsExt as _;
                 let write = || -> io::Result<()> {
                     let mut temporary = temporary_in(&directory)?;
-                    temporary.write_all(text)?;
+                    temporary.as_file_mut().write_all(text)?;
                     // The report has kernel addresses: for the owner and the group, not for everyone.
                     temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o640))?;
                     temporary.as_file().sync_all()?;
@@ -138,5 +166,9 @@ impl Output {
 }
 
 fn temporary_in(directory: &Path) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new().prefix(".leaktrace-").tempfile_in(directory)
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // Opened here, because the library's own error has the name of a file that nobody has heard of.
+    tempfile::Builder::new()
+        .prefix(".leaktrace-")
+        .make_in(directory, |path| File::options().write(true).create_new(true).mode(0o600).open(path))
 }

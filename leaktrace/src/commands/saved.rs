@@ -10,7 +10,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     recording,
-    report::model::{Report, SCHEMA},
+    report::{
+        model::{Report, SCHEMA},
+        plausible,
+    },
 };
 
 /// A larger file is no report.
@@ -53,6 +56,9 @@ pub(super) fn read_at(path: &Path, at_s: Option<f64>) -> Result<Report> {
         Some(SCHEMA) => {}
         Some(other) => bail!("{name} has the schema {other}, not {SCHEMA}"),
         None => bail!("{name} is no report: make one with `leaktrace --format json --output FILE`"),
+    }
+    if let Err(what) = plausible::check(&value) {
+        bail!("{name} is no report that leaktrace wrote: {what}");
     }
     serde_json::from_value(value).with_context(|| format!("{name} is no whole report"))
 }

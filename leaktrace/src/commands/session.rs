@@ -38,7 +38,11 @@ use crate::{
         profile,
         slab::{self, CacheTraits, SlabCache},
     },
-    report::{escape, known::Known, model::Report},
+    report::{
+        escape,
+        known::Known,
+        model::{Filters, Report},
+    },
     tracer::{
         Attribute, Settings, Snapshot, Tick, Tracer,
         hooks::{Family, UNSEEN},
@@ -124,7 +128,7 @@ impl Session {
     /// What is wrong with the request or with this kernel.
     pub(super) fn begin(kernel: Kernel, args: &WatchArgs, how: &How) -> Result<Self> {
         let root = Path::new("/");
-        let filter = Filter::new(&args.cache)?;
+        let mut filter = Filter::new(&args.cache)?;
         let baseline =
             args.baseline.as_deref().map(saved::read).transpose()?.map(|report| Known::of(&report));
         let symbols = Arc::new(kernel.symbols);
@@ -145,7 +149,7 @@ impl Session {
         }
         let before = slabinfo.ok();
         let traits = slab::read_traits(root, before.iter().flatten().map(|(name, _)| name.as_str()));
-        let settings = settings(args, how, &filter, before.as_ref(), &traits);
+        let settings = settings(args, how, &mut filter, before.as_ref(), &traits);
         if settings.filter_caches && settings.caches.is_empty() {
             note("no slab cache has such a name now: one is recorded as soon as it appears");
         }
@@ -191,6 +195,7 @@ impl Session {
                 findings: how.top as usize,
                 frames: args.stack_depth as usize,
             },
+            filters: filters(args),
             accounts: accounts.map(|places| (places, Accounts::default())),
             proofs: None,
         };
@@ -244,8 +249,34 @@ impl Session {
             self.attribution.learn(&self.surroundings.places);
         }
         let tick = self.tracer.tick()?;
-        self.tracer.admit_caches(|name| self.filter.matches(name, None));
+        self.admit();
         Ok((Woken::Tick, tick))
+    }
+
+    /// Records caches that have appeared, if their names were asked for.
+    fn admit(&mut self) {
+        let filter = &mut self.filter;
+        let surroundings = &mut self.surroundings;
+        // A module makes its caches when it is loaded, and the kernel may merge them into others at once.
+        if filter.absent().next().is_some()
+            && let Ok(caches) = slab::read_slabinfo(Path::new("/"))
+        {
+            let names = caches.keys().map(String::as_str);
+            surroundings.traits = slab::read_traits(Path::new("/"), names);
+            for name in caches.keys() {
+                filter.matches(name, surroundings.traits.get(name));
+            }
+        }
+        self.tracer.admit_caches(|name| filter.matches(name, surroundings.traits.get(name)));
+    }
+
+    /// Notes what was asked for and never there.
+    fn note_absent(&mut self) {
+        let stays = self.tracer.stays();
+        let filters = &mut self.surroundings.filters;
+        let absent = |module: &&String| !stays.iter().any(|stay| stay.module == **module);
+        filters.absent_modules = filters.modules.iter().filter(absent).cloned().collect();
+        filters.absent_caches = self.filter.absent().map(ToOwned::to_owned).collect();
     }
 
     /// Waits, but relieves the tables whenever they fill up.
@@ -304,6 +335,8 @@ impl Session {
     /// When the kernel refuses a look.
     pub(super) fn report(&mut self, snapshot: &Snapshot, shaken: Option<&Before>) -> Result<Report> {
         let begun = Instant::now();
+        self.admit();
+        self.note_absent();
         let judgement = self.judge(snapshot, shaken);
         let baseline = self.baseline.as_ref();
         let mut report = assemble::report(snapshot, judgement, shaken, &self.surroundings, baseline);
@@ -311,6 +344,22 @@ impl Session {
         report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
         Ok(report)
     }
+}
+
+/// What is recorded, where that is not everything.
+fn filters(args: &WatchArgs) -> Filters {
+    let families = args.families();
+    let some = families.len() < Family::ALL.len();
+    let mut filters = Filters {
+        modules: args.modules(),
+        caches: args.cache.clone(),
+        families: families.into_iter().filter(|_| some).map(|family| family.word().into()).collect(),
+        min_size: args.min_size,
+        max_size: args.max_size,
+        ..Filters::default()
+    };
+    filters.text = filters.in_words().unwrap_or_default();
+    filters
 }
 
 fn banner(machine: &Machine, tracer: &Tracer, args: &WatchArgs) -> String {
@@ -336,14 +385,15 @@ fn banner(machine: &Machine, tracer: &Tracer, args: &WatchArgs) -> String {
 fn settings(
     args: &WatchArgs,
     how: &How,
-    filter: &Filter,
+    filter: &mut Filter,
     slabinfo: Option<&BTreeMap<String, SlabCache>>,
     traits: &HashMap<String, CacheTraits>,
 ) -> Settings {
+    let filter_caches = filter.is_on();
     let caches = slabinfo
         .into_iter()
         .flat_map(BTreeMap::keys)
-        .filter(|name| filter.is_on() && filter.matches(name, traits.get(*name)))
+        .filter(|name| filter_caches && filter.matches(name, traits.get(*name)))
         .cloned()
         .collect();
     Settings {
@@ -351,7 +401,7 @@ fn settings(
         stack_depth: if args.stack_depth == 0 { 0 } else { args.stack_depth + OWN_FRAMES },
         min_size: args.min_size,
         max_size: args.max_size.unwrap_or(u32::MAX),
-        filter_caches: filter.is_on(),
+        filter_caches,
         caches,
         families: args.families(),
         modules: args.modules(),

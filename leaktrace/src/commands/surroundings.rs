@@ -20,7 +20,7 @@ use crate::{
         profile,
         slab::{self, CacheTraits, SlabCache},
     },
-    report::model::{Object, ReachSide},
+    report::model::{Filters, Object, ReachSide},
     tracer::{LiveObject, SiteRecord, Snapshot},
 };
 
@@ -47,6 +47,8 @@ pub(super) struct Surroundings {
     pub(super) no_page_lookup: Option<String>,
     pub(super) slabinfo_error: Option<String>,
     pub(super) scope: Scope,
+    /// What is recorded, where that is not everything.
+    pub(super) filters: Filters,
     /// What the kernel's own accounts had at the beginning and at the end, where it keeps them.
     pub(super) accounts: Option<(profile::Places, Accounts)>,
     /// What looking for pointers in memory found, if anybody looked.

@@ -85,8 +85,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     if let Some(listed) = listed {
         kmemleak::compare(&mut session.tracer, &snapshot, listed, &mut report)?;
     }
+    let in_a_file = !matches!(output, Output::Stdout);
     output.tell(&report, args.format, args.verbose, args.top())?;
-    Ok(judging::exit_code(&report, args))
+    let code = judging::exit_code(&report, args)?;
+    // Whoever reads only the terminal or the log of a job learns why the status is what it is.
+    if in_a_file && (!args.quiet || code != ExitCode::SUCCESS) {
+        eprintln!("{}", escape(&report.headline.text));
+    }
+    Ok(code)
 }
 
 /// What was traced, and whose survivors are looked for.

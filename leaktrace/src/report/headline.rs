@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{analysis::verdict, units};
 
-/// Seconds in which a leak could be seen if survivors were counted each second.
+/// Seconds in which a leak can be seen if survivors are counted each second.
 const ENOUGH_S: f64 = 30.0;
 
 /// Makes the headline of a report from its findings.
@@ -35,29 +35,17 @@ pub fn headline(report: &Report) -> Headline {
     let available = report.memory.get("MemAvailable").map(|memory| memory.after_kb as f64 * 1_024.0);
     let lasts = available.filter(|_| rate > 0.0).map(|available| available / rate);
     let known = report.findings.iter().filter(|finding| finding.known).count();
-    let verdict: Word = match (leaks.first(), suspects.first()) {
-        (Some(_), _) => "leak".into(),
-        (_, Some(_)) => "suspect".into(),
-        _ => "none".into(),
+    let unknown = unknown(report, floor);
+    let (verdict, mut text): (Word, String) = match (leaks.first(), suspects.first(), unknown) {
+        (Some(first), ..) => ("leak".into(), leaking(first, &leaks, (certain, &beside, rate), lasts)),
+        (None, Some(first), _) => ("suspect".into(), suspected(first, &suspects, window)),
+        (None, None, Some(why)) => ("unknown".into(), format!("Cannot tell whether anything leaks: {why}.")),
+        (None, None, None) => ("none".into(), format!("No leak found in {}.", units::seconds(window))),
     };
-    let mut text = match (leaks.first(), suspects.first()) {
-        (Some(first), _) => leaking(first, &leaks, (certain, &beside, rate), lasts),
-        (None, Some(first)) => suspected(first, &suspects, window),
-        (None, None) => format!("No leak found in {}.", units::seconds(window)),
-    };
-    if leaks.is_empty() {
-        match floor {
-            Some(floor) => {
-                let bytes = units::bytes(floor * 4_096.0);
-                let floor = rate_in_words(floor);
-                let _ =
-                    write!(text, " A leak of less than {floor} (of 4 KiB: {bytes}/s) would not have shown.");
-            }
-            None if window >= ENOUGH_S => {
-                text.push_str(" Survivors were counted too seldom to see one: a shorter --interval helps.");
-            }
-            None => text.push_str(" The window is too short to see one."),
-        }
+    if let (true, Some(floor)) = (leaks.is_empty() && verdict != "unknown", floor) {
+        let bytes = units::bytes(floor * 4_096.0);
+        let floor = rate_in_words(floor);
+        let _ = write!(text, " A leak slower than {floor} (of 4 KiB: {bytes}/s) would not have shown.");
     }
     if known > 0 {
         let _ = write!(text, " {} the baseline has already.", units::plural(known, "finding"));
@@ -65,12 +53,43 @@ pub fn headline(report: &Report) -> Headline {
     Headline { verdict, text, bytes_per_s: rate, memory_lasts_s: lasts, floor_objects_per_s: floor }
 }
 
+/// Why nothing can be said, if it cannot, of a report without a leak or a suspect: what was asked for was not traced, or
+/// not long enough to tell growth from chance.
+pub fn unknown(report: &Report, floor: Option<f64>) -> Option<String> {
+    if let Some(absent) = report.filters.absent() {
+        return Some(absent);
+    }
+    // What a module leaves behind when it is removed needs no growth.
+    let removed = |module: &String| report.unloads.iter().any(|unload| unload.module == *module);
+    let modules = &report.filters.modules;
+    if floor.is_some() || (!modules.is_empty() && modules.iter().all(removed)) {
+        return None;
+    }
+    let window = &report.window;
+    let seconds = units::seconds(window.duration_s);
+    Some(if window.duration_s >= ENOUGH_S {
+        format!("survivors were counted only {} in {seconds}; give a shorter --interval", times(window.scans))
+    } else {
+        let between = if window.scans == 0 { 1.0 } else { window.duration_s / window.scans as f64 };
+        let enough = units::seconds((window.min_age_s + verdict::FEWEST_LOOKS * between).ceil());
+        format!("{seconds} is too short to tell growth from chance; trace for {enough} or longer")
+    })
+}
+
+fn times(number: u64) -> String {
+    match number {
+        1 => "once".to_owned(),
+        number => format!("{} times", units::count(number)),
+    }
+}
+
 /// Objects in a time that reads well.
 fn rate_in_words(per_s: f64) -> String {
     let steps = [(1.0, "a second"), (60.0, "a minute"), (3_600.0, "an hour")];
     let (seconds, word) =
         steps.into_iter().find(|(seconds, _)| per_s * seconds >= 1.0).unwrap_or((86_400.0, "a day"));
-    format!("{:.0} objects {word}", (per_s * seconds).max(1.0))
+    let objects = (per_s * seconds).round().max(1.0);
+    format!("{} {word}", units::plural(objects as usize, "object"))
 }
 
 /// Nobody plans for more than some years.
@@ -189,6 +208,47 @@ mod tests {
         assert!(!text(&report).text.contains("together"));
     }
 
+    /// A gate that asked for the wrong module, or for too little time, is not told that nothing leaks.
+    #[test]
+    fn what_was_not_traced_is_unknown() {
+        let mut report = sample::report("none");
+        assert_eq!(headline(&report).verdict, "none");
+        report.filters.modules = vec!["nosuch".to_owned()];
+        assert_eq!(headline(&report).verdict, "none");
+        report.filters.absent_modules.clone_from(&report.filters.modules);
+        let told = headline(&report);
+        assert_eq!(told.verdict, "unknown");
+        assert_eq!(
+            told.text,
+            "Cannot tell whether anything leaks: module nosuch was never loaded, so nothing was traced."
+        );
+        report.filters.absent_modules.clear();
+        (report.window.duration_s, report.window.scans) = (6.0, 6);
+        let told = headline(&report);
+        assert_eq!(told.verdict, "unknown");
+        assert!(
+            told.text.ends_with(": 6.0 s is too short to tell growth from chance; trace for 17 s or longer.")
+        );
+        // It was removed, and what it left behind then is known.
+        let left = crate::report::model::Amount::default();
+        report.unloads.push(crate::report::model::Unload {
+            module: "nosuch".to_owned(),
+            after_s: 3.0,
+            left,
+            sites: Vec::new(),
+            verdict: "none".into(),
+            doubt: None,
+        });
+        assert_eq!(headline(&report).verdict, "none");
+        report.unloads.clear();
+        (report.window.duration_s, report.window.scans) = (60.0, 6);
+        let told = headline(&report);
+        assert!(told.text.ends_with(" only 6 times in 60 s; give a shorter --interval."), "{told:?}");
+        // What was found stays found.
+        report.findings = sample::report("suspect").findings;
+        assert_eq!(headline(&report).verdict, "suspect");
+    }
+
     #[test]
     fn rates_read_well() {
         for (per_s, text) in [
@@ -196,7 +256,8 @@ mod tests {
             (0.2, "12 objects a minute"),
             (0.002, "7 objects an hour"),
             (1e-4, "9 objects a day"),
-            (1e-9, "1 objects a day"),
+            (1.2, "1 object a second"),
+            (1e-9, "1 object a day"),
         ] {
             assert_eq!(rate_in_words(per_s), text);
         }

@@ -258,7 +258,7 @@ mod tests {
         assert!(text.contains("leaktrace_memory_available_bytes 798720000"), "{text}");
         assert!(text.contains("function=\"foo_rx+0x31 [foo]\"") && text.contains("module=\"foo\""));
         // A name ends no label and no line.
-        assert!(text.contains("cache=\"a\\\"b\\\\c\\\\u{a}d\""), "{text}");
+        assert!(text.contains("cache=\"a\\\"b\\\\c\\\\nd\""), "{text}");
         assert!(text.lines().all(|line| line.starts_with('#') || line.starts_with("leaktrace_")), "{text}");
     }
 

@@ -2,6 +2,7 @@
 
 pub mod columns;
 pub mod difference;
+pub mod filters;
 pub mod finding;
 pub mod findings;
 pub mod forms;
@@ -11,6 +12,7 @@ pub mod known;
 pub mod metrics;
 pub mod model;
 pub mod page;
+pub mod plausible;
 pub mod reach;
 #[cfg(test)]
 pub mod sample;
@@ -20,26 +22,31 @@ pub mod unload;
 
 use std::{borrow::Cow, fmt::Write as _};
 
-/// Makes text from the kernel or from a file harmless to a terminal: control and formatting
-/// characters, and what merely looks like others, are shown by their code.
+/// Makes text from the kernel or from a file harmless to a terminal: control and formatting characters, and spaces that
+/// look like the plain one, are shown as C writes them.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if is_plain(c) {
-            out.push(c);
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-        }
+        // Writing to a string cannot fail.
+        let _ = match (c, u32::from(c)) {
+            _ if is_plain(c) => out.write_char(c),
+            ('\n', _) => out.write_str("\\n"),
+            ('\r', _) => out.write_str("\\r"),
+            ('\t', _) => out.write_str("\\t"),
+            (_, code @ ..0x80) => write!(out, "\\x{code:02x}"),
+            (_, code @ ..0x1_0000) => write!(out, "\\u{code:04x}"),
+            (_, code) => write!(out, "\\U{code:08x}"),
+        };
     }
     Cow::Owned(out)
 }
 
 fn is_plain(c: char) -> bool {
-    c == ' ' || c.is_ascii_graphic() || (!c.is_ascii() && c.is_alphanumeric())
+    // What the library would not escape has a shape of its own; quotes and the backslash have, too.
+    c == ' ' || c.is_ascii_graphic() || (!c.is_ascii() && c.escape_debug().len() == 1)
 }
 
 #[cfg(test)]
@@ -50,9 +57,13 @@ mod tests {
     #[test]
     fn escapes_what_a_terminal_would_obey() {
         assert_eq!(escape("kworker/0:1-events"), "kworker/0:1-events");
-        assert_eq!(escape("\x1b[31mred\n"), "\\u{1b}[31mred\\u{a}");
-        assert_eq!(escape("a\u{202e}b"), "a\\u{202e}b");
-        assert_eq!(escape("büro"), "büro");
+        assert_eq!(escape("\x1b[31mred\n\t\r\x7f"), "\\x1b[31mred\\n\\t\\r\\x7f");
+        assert_eq!(escape("a\u{202e}b\u{a0}c\u{9b}"), "a\\u202eb\\u00a0c\\u009b");
+        assert_eq!(escape("\u{e0001}"), "\\U000e0001");
+        // What cannot be decoded is shown by the character that stands for it.
+        for plain in ["büro", "a\u{fffd}b", "5 µs … – “x”", "漢字"] {
+            assert_eq!(escape(plain), plain);
+        }
     }
 
     proptest! {

@@ -6,6 +6,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Serialize};
 
 pub use super::{
+    filters::Filters,
     finding::{
         AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof, Stack,
         Stayed, Survivors, Task,
@@ -34,6 +35,9 @@ pub struct Report {
     pub machine: Machine,
     /// When and how long.
     pub window: Window,
+    /// What was recorded, where that is not everything.
+    #[serde(default)]
+    pub filters: Filters,
     /// The answer.
     #[serde(default)]
     pub headline: Headline,
@@ -102,7 +106,8 @@ pub struct Account {
 /// The answer in one sentence, and its numbers.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Headline {
-    /// `leak`, `suspect` or `none`: the strongest verdict on what a baseline does not have.
+    /// `leak`, `suspect` or `none`: the strongest verdict on what a baseline does not have. `unknown` where none can be
+    /// given: the window was too short, or what was to be traced was never there.
     pub verdict: Word,
     /// The sentence.
     pub text: String,

@@ -1,9 +1,9 @@
 //! A report for tests, with one finding of each verdict.
 
 use super::model::{
-    Amount, BlindSpot, Cache, Coverage, Finding, Frame, FreedBy, Growth, Headline, HookReport, Lifetime,
-    LinkageReport, LostReport, Machine, MemoryChange, Module, Object, Overhead, ProgramReport, Report,
-    SCHEMA, SlabChange, Stack, Stayed, Survivors, Task, TracedReport, Window,
+    Amount, BlindSpot, Cache, Coverage, Filters, Finding, Frame, FreedBy, Growth, Headline, HookReport,
+    Lifetime, LinkageReport, LostReport, Machine, MemoryChange, Module, Object, Overhead, ProgramReport,
+    Report, SCHEMA, SlabChange, Stack, Stayed, Survivors, Task, TracedReport, Window,
 };
 
 fn frame(symbol: &str, offset: u64, module: Option<&str>) -> Frame {
@@ -150,6 +150,7 @@ pub fn report(verdict: &'static str) -> Report {
             scans: 60,
             min_age_s: 5.0,
         },
+        filters: Filters::default(),
         headline: Headline::default(),
         coverage: Coverage {
             hooks: vec![HookReport {

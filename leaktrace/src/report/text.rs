@@ -83,9 +83,13 @@ fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     }
     let (colour, word) = match report.headline.verdict.as_ref() {
         "none" => ("1;32", "none"),
+        "unknown" => ("1;33", "unknown"),
         word => ("1;31", word),
     };
     said(out, style, colour, word, &escape(&report.headline.text))?;
+    if let Some(filters) = report.filters.in_words() {
+        said(out, style, "0", "", &filters)?;
+    }
     if report.coverage.sampling > 1 {
         let text = format!(
             "Sampled: 1 in {} addresses was tracked, and counts are scaled.",

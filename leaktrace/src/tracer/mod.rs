@@ -188,7 +188,7 @@ impl Tracer {
     }
 
     /// Lets `f` say of each cache that the filter has kept out whether it should be recorded after all.
-    pub fn admit_caches(&mut self, f: impl Fn(&str) -> bool) {
+    pub fn admit_caches(&mut self, f: impl FnMut(&str) -> bool) {
         if self.settings.filter_caches {
             self.sites.admit(f, self.settings.min_size, self.settings.max_size);
         }

@@ -360,7 +360,7 @@ impl SiteTable {
     }
 
     /// Records from now on the sites that were ignored but whose cache `admits` and whose size fits.
-    pub fn admit(&self, admits: impl Fn(&str) -> bool, min_size: u32, max_size: u32) {
+    pub fn admit(&self, mut admits: impl FnMut(&str) -> bool, min_size: u32, max_size: u32) {
         for (index, site) in self.used() {
             if site.flags & SITE_IGNORED != 0
                 && site.cache != 0

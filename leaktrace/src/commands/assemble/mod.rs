@@ -73,6 +73,7 @@ pub(super) fn report(
             scans: snapshot.scans,
             min_age_s: surroundings.scope.min_age.as_secs_f64(),
         },
+        filters: surroundings.filters.clone(),
         headline: Headline::default(),
         coverage,
         overhead: coverage::overhead(snapshot, surroundings),

@@ -41,6 +41,7 @@ pub(super) fn flame_graph(report: &Report) -> Result<String> {
     let mut options = Options::default();
     "Live kernel memory by stack".clone_into(&mut options.title);
     "bytes".clone_into(&mut options.count_name);
+    options.subtitle = report.filters.in_words();
     options.colors = Palette::Basic(BasicPalette::Mem);
     options.deterministic = true;
     let folded = render(report);
@@ -62,7 +63,7 @@ mod tests {
         report.findings[0].cache = "a;b\nc".to_owned();
         assert_eq!(
             render(&report),
-            "kthread;worker_thread;process_one_work;foo_rx [foo];__alloc_skb;(a:b\\u{a}c) 1306112\n"
+            "kthread;worker_thread;process_one_work;foo_rx [foo];__alloc_skb;(a:b\\nc) 1306112\n"
         );
         assert!(flame_graph(&report).unwrap().contains("foo_rx [foo]"));
     }

@@ -27,6 +27,7 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     let verdict = match &*report.headline.verdict {
         "leak" => "kernel memory leak",
         "suspect" => "suspected kernel memory leak",
+        "unknown" => "unknown",
         _ => "kernel memory",
     };
     writeln!(out, "## leaktrace: {verdict}\n\n{}\n", plain(&report.headline.text))?;
@@ -46,6 +47,9 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
         plain(&report.window.started),
         plain(&report.tool_version)
     )?;
+    if let Some(filters) = report.filters.in_words() {
+        writeln!(out, "* {}", plain(&filters))?;
+    }
     let findings: Vec<&Finding> =
         report.findings.iter().filter(|finding| finding.is_of_note()).take(TOLD).collect();
     if !findings.is_empty() {

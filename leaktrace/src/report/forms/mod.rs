@@ -109,6 +109,24 @@ mod tests {
         }
     }
 
+    /// Whoever reads a report knows what it leaves out. Folded stacks have no place for it.
+    #[test]
+    fn filters_in_force_are_told() {
+        let mut report = sample::report("leak");
+        report.filters.modules = vec!["only_this".to_owned()];
+        report.filters.text = report.filters.in_words().unwrap();
+        for form in FORMS.into_iter().filter(|form| *form != Form::Folded) {
+            let mut bytes = render(&report, form, &Style::default()).unwrap();
+            if form == Form::Pprof {
+                let mut plain = Vec::new();
+                std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(bytes.as_slice()), &mut plain)
+                    .unwrap();
+                bytes = plain;
+            }
+            assert!(String::from_utf8_lossy(&bytes).contains("through module only_this"), "{form:?}");
+        }
+    }
+
     #[test]
     fn a_report_without_findings_has_all_forms() {
         let report = sample::report("none");

@@ -36,7 +36,9 @@ fn profile(report: &Report) -> Profile {
         });
     }
     let started = OffsetDateTime::parse(&report.window.started, &Rfc3339);
-    let comment = tables.text(&format!("leaktrace {} on Linux {}", report.tool_version, report.kernel));
+    let mut comment =
+        vec![tables.text(&format!("leaktrace {} on Linux {}", report.tool_version, report.kernel))];
+    comment.extend(report.filters.in_words().map(|filters| tables.text(&filters)));
     Profile {
         sample_type: vec![
             ValueType { r#type: objects, unit: count },
@@ -47,7 +49,7 @@ fn profile(report: &Report) -> Profile {
         duration_nanos: (report.window.duration_s * 1e9) as i64,
         period_type: Some(ValueType { r#type: space, unit: bytes }),
         period: i64::try_from(report.coverage.sampling).unwrap_or(1),
-        comment: vec![comment],
+        comment,
         default_sample_type: space,
         mapping: tables.mappings,
         location: tables.locations,

@@ -5,7 +5,7 @@ use csv::Writer;
 
 use crate::report::{escape, model::Report};
 
-const HEADER: [&str; 22] = [
+const HEADER: [&str; 25] = [
     "rank",
     "verdict",
     "known",
@@ -28,6 +28,9 @@ const HEADER: [&str; 22] = [
     "freed",
     "unreachable",
     "evidence",
+    "bytes_per_s_error",
+    "sure",
+    "filters",
 ];
 
 pub(super) fn render(report: &Report) -> Result<Vec<u8>> {
@@ -58,6 +61,9 @@ pub(super) fn render(report: &Report) -> Result<Vec<u8>> {
             finding.freed.to_string(),
             unreachable.map(|side| side.orphans.to_string()).unwrap_or_default(),
             cell(&finding.evidence.join("; ")),
+            format!("{:.1}", finding.growth.bytes_per_s_error),
+            finding.growth.sure.to_string(),
+            cell(&report.filters.in_words().unwrap_or_default()),
         ];
         writer.write_record(record).context("cannot write CSV")?;
     }

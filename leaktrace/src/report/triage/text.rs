@@ -90,7 +90,12 @@ fn head(out: &mut String, triage: &Triage, style: &Style) -> fmt::Result {
         escape(&triage.architecture),
         units::plural(triage.cpus as usize, "CPU")
     );
-    paragraph(out, 0, style.width, &text)
+    paragraph(out, 0, style.width, &text)?;
+    if triage.window.looks == 1 {
+        // A row without growth would read as one that does not grow.
+        paragraph(out, 0, style.width, "One look cannot show what grows: that takes a second one.")?;
+    }
+    Ok(())
 }
 
 fn diagnosis(out: &mut String, number: usize, diagnosis: &Diagnosis, style: &Style) -> fmt::Result {

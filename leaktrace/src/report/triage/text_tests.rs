@@ -149,7 +149,13 @@ fn one_look_has_no_growth() {
     let mut sample = sample();
     sample.window.looks = 1;
     let text = render(&sample, &Style { width: 100, verbose: true, ..Style::default() });
-    assert!(text.contains("one look") && !text.contains("per hour") && text.contains("percpu"), "{text}");
+    assert!(
+        text.contains("one look")
+            && text.contains("that takes a second one")
+            && !text.contains("per hour")
+            && text.contains("percpu"),
+        "{text}"
+    );
 }
 
 #[test]

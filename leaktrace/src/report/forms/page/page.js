@@ -5,7 +5,12 @@
   const SVG = "http://www.w3.org/2000/svg";
 
   // What would hide or turn around other text is shown by its code.
-  const clean = (text) => String(text).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+  const code = (c) => {
+    const hex = c.codePointAt(0).toString(16);
+    return hex.length > 4 ? `\\U${hex.padStart(8, "0")}` : hex.length > 2 ? `\\u${hex.padStart(4, "0")}` : `\\x${hex.padStart(2, "0")}`;
+  };
+  const named = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+  const clean = (text) => String(text).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (c) => named[c] ?? code(c));
 
   // An element with attributes, handlers and children; strings become text, never markup.
   function fill(element, attributes, children) {
@@ -238,6 +243,7 @@
     const headline = get("headline");
     headline.className = report.headline.verdict;
     headline.replaceChildren(make("strong", {}, report.headline.verdict === "none" ? "ok" : report.headline.verdict), clean(report.headline.text));
+    get("filters").textContent = clean(report.filters?.text ?? "");
     document.title = `leaktrace: ${clean(report.headline.verdict)}, ${clean(report.kernel)}`;
     findings();
     caches();
