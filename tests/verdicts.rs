@@ -63,6 +63,16 @@ fn growth_is_suspected_baselined_and_compared() {
     for site in pipe_findings(&first.report) {
         is_suspected(site, &first);
     }
+    // Both are one cause, and the process is to be looked at.
+    let group = &first.report["groups"][0];
+    assert_eq!(first.report["groups"].as_array().map(Vec::len), Some(1), "{:#}", first.report["groups"]);
+    assert_eq!(group["findings"].as_array().map(Vec::len), Some(2), "{group}");
+    assert_eq!((group["call"].as_str(), group["keeps"].as_str()), (Some("pipe2"), Some("pipes")), "{group}");
+    let headline = first.report["headline"]["text"].as_str().unwrap();
+    assert!(
+        headline.contains(" is suspected: it keeps pipes open, ") && headline.contains(" in 2 caches, "),
+        "{headline}"
+    );
     // The same again is known; a run that fails on leaks does not fail on these.
     let a = save(directory.path(), "a.json", &first.report);
     let again = grown(&["--fail-on", "leak", "--baseline", &a]);

@@ -11,6 +11,13 @@ pub struct Holder {
     pub ask: &'static str,
 }
 
+impl Holder {
+    /// Whether it is the kernel's bookkeeping of other objects, which grows with them and leads nowhere.
+    pub fn describes_others(&self) -> bool {
+        self.why == SLABS
+    }
+}
+
 const IN_USE: &str = "see whether as many are in use: `ls /proc/PID/fd`, `ss -s`, `lsof`";
 const SHAKE: &str = "leaktrace --shake   (drops what is cached, and tells what stays)";
 const SWAPS: &str = "see whether as much is swapped out: `cat /proc/swaps`, `zramctl`";

@@ -299,11 +299,14 @@ impl Evidence {
     }
 }
 
-/// Orders by verdict, then by score, the highest first, and equal ones by live bytes.
+/// Orders by verdict, then by score, the highest first, and equal ones by live bytes. Bookkeeping of other objects comes after
+/// these.
 pub fn by_rank(a: &Evidence, b: &Evidence) -> Ordering {
     let bytes = |evidence: &Evidence| evidence.live * u64::from(evidence.object_size);
+    let follows = |evidence: &Evidence| evidence.holder.is_some_and(|holder| holder.describes_others());
     b.verdict()
         .cmp(&a.verdict())
+        .then_with(|| follows(a).cmp(&follows(b)))
         .then_with(|| b.score().total_cmp(&a.score()))
         .then_with(|| bytes(b).cmp(&bytes(a)))
 }

@@ -16,7 +16,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<()> {
     if let (Some(at), Some(recorded)) = (args.at, &report.recorded)
         && recorded.until_s + 1.0 < at.as_secs_f64()
     {
-        eprintln!("note: the recording ends after {}: told is its end", units::seconds(recorded.until_s));
+        eprintln!("note: the recording ends after {}: showing its end", units::seconds(recorded.until_s));
     }
     let top = args.top.unwrap_or_else(|| args.format.top());
     // Leaks are told however many there are.

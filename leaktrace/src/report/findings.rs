@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use super::{
     escape,
-    model::{Finding, Frame, Report},
+    model::{Finding, Frame, Group, Report},
     page::{plain_table, right_aligned, shorten, trimmed, wrap},
     text::{Style, paint},
 };
@@ -24,17 +24,55 @@ const ROOMY: usize = 96;
 /// # Errors
 /// As writing to `out` has.
 pub fn write(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
-    writeln!(out, "\n{}", table(&report.findings, style))?;
+    writeln!(out, "\n{}", table(report, style))?;
     let told = if style.verbose { style.top } else { TOLD.min(style.top) };
-    for (index, finding) in report.findings.iter().enumerate() {
+    for (index, (finding, group)) in lines(report).into_iter().enumerate() {
         if index < told || (finding.verdict == "leak" && !finding.known) {
+            if let Some(group) = group {
+                members(out, report, group, style)?;
+            }
             in_full(out, finding, style)?;
         }
     }
     Ok(())
 }
 
-fn table(findings: &[Finding], style: &Style) -> String {
+/// What has one line: a finding, or the first of a group that stands for all of them.
+pub fn lines<'a>(report: &'a Report) -> Vec<(&'a Finding, Option<&'a Group>)> {
+    let line = |finding: &'a Finding| {
+        let group = report.groups.iter().find(|group| group.findings.contains(&finding.rank));
+        let leads = group.is_none_or(|group| group.findings.first() == Some(&finding.rank));
+        leads.then_some((finding, group))
+    };
+    report.findings.iter().filter_map(line).collect()
+}
+
+/// What a group consists of.
+fn members(out: &mut String, report: &Report, group: &Group, style: &Style) -> fmt::Result {
+    let what = format!(
+        "{:>2}  suspect  {} {}: {} in {}, {}",
+        group.findings.first().copied().unwrap_or_default(),
+        group.who(),
+        group.what(),
+        units::bytes(group.live.bytes as f64),
+        group.kinds(),
+        units::rate(group.bytes_per_s)
+    );
+    writeln!(out, "\n{}", paint(style, "1", &what))?;
+    let of = report.findings.iter().filter(|finding| group.findings.contains(&finding.rank));
+    for (index, finding) in of.enumerate() {
+        let text = format!(
+            "{} at {}, {}",
+            escape(&finding.what()),
+            escape(&finding.responsible.label()),
+            finding.growth.in_words()
+        );
+        labelled(out, style.width, if index == 0 { "of" } else { "" }, &text)?;
+    }
+    Ok(())
+}
+
+fn table(report: &Report, style: &Style) -> String {
     let roomy = style.width >= ROOMY;
     let mut table = plain_table();
     let mut header = vec!["#", "verdict", "where", "cache", "live", "bytes", "growth"];
@@ -42,11 +80,11 @@ fn table(findings: &[Finding], style: &Style) -> String {
         header.extend(["freed", "oldest"]);
     }
     table.set_header(header);
-    let shown = findings
-        .iter()
+    let shown = lines(report)
+        .into_iter()
         .enumerate()
-        .filter(|(index, finding)| *index < style.top || finding.verdict == "leak");
-    for (_, finding) in shown {
+        .filter(|(index, (finding, _))| *index < style.top || finding.verdict == "leak");
+    for (_, (finding, group)) in shown {
         let (place_width, cache_width) =
             if roomy { (style.width - 66, 18) } else { (style.width.saturating_sub(58).max(12), 12) };
         let mut row = vec![
@@ -58,6 +96,13 @@ fn table(findings: &[Finding], style: &Style) -> String {
             units::bytes(finding.live.bytes as f64),
             finding.growth.in_words(),
         ];
+        if let Some(group) = group {
+            row[2] = shorten(&group.who(), place_width);
+            row[3] = shorten(&group.keeps.clone().unwrap_or_else(|| group.kinds()), cache_width);
+            row[4] = units::count(group.live.objects);
+            row[5] = units::bytes(group.live.bytes as f64);
+            row[6] = units::rate(group.bytes_per_s);
+        }
         if roomy {
             row.push(share_freed(finding));
             row.push(units::seconds(finding.survivors.oldest_s));

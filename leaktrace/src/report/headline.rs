@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     escape,
-    model::{Finding, Headline, Report, Word},
+    model::{Finding, Group, Headline, Report, Word},
 };
 use crate::{analysis::verdict, units};
 
@@ -38,7 +38,7 @@ pub fn headline(report: &Report) -> Headline {
     let unknown = unknown(report, floor);
     let (verdict, mut text): (Word, String) = match (leaks.first(), suspects.first(), unknown) {
         (Some(first), ..) => ("leak".into(), leaking(first, &leaks, (certain, &beside, rate), lasts)),
-        (None, Some(first), _) => ("suspect".into(), suspected(first, &suspects, window)),
+        (None, Some(first), _) => ("suspect".into(), suspected(report, first, &suspects)),
         (None, None, Some(why)) => ("unknown".into(), format!("Cannot tell whether anything leaks: {why}.")),
         (None, None, None) => ("none".into(), format!("No leak found in {}.", units::seconds(window))),
     };
@@ -141,16 +141,32 @@ fn leaking(
     )
 }
 
-fn suspected(first: &Finding, suspects: &[&Finding], window: f64) -> String {
+fn suspected(report: &Report, first: &Finding, suspects: &[&Finding]) -> String {
+    let window = units::seconds(report.window.duration_s);
+    let others = |number: usize| match number {
+        0 => String::new(),
+        more => format!(" ({} below)", units::plural(more, "more suspect")),
+    };
+    // What has one cause is one suspect.
+    let grouped = |group: &Group| group.findings.len() - 1;
+    let more = suspects.len() - 1 - report.groups.iter().map(grouped).sum::<usize>().min(suspects.len() - 1);
+    if let Some(group) = report.groups.iter().find(|group| group.findings.contains(&first.rank)) {
+        return format!(
+            "No leak is certain after {window}. {} is suspected: it {}, {} in {}, growing by {}/s{}.",
+            group.who(),
+            group.what(),
+            units::bytes(group.live.bytes as f64),
+            group.kinds(),
+            units::bytes(group.bytes_per_s),
+            others(more),
+        );
+    }
     let same: Vec<&Finding> = suspects
         .iter()
         .copied()
         .filter(|suspect| suspect.is_module && suspect.module == first.module)
         .collect();
-    let mut more = match suspects.len() - 1 {
-        0 => String::new(),
-        more => format!(" ({} below)", units::plural(more, "more suspect")),
-    };
+    let mut more = others(more);
     if same.len() > 1 {
         let _ = write!(
             more,
@@ -161,10 +177,12 @@ fn suspected(first: &Finding, suspects: &[&Finding], window: f64) -> String {
         );
     }
     format!(
-        "No leak is certain after {}. {} is suspected: it keeps {} in {}, growing by {}/s{more}.",
-        units::seconds(window),
+        "No leak is certain after {window}. {} is suspected: it keeps {} older than {}, of {} alive, in {}, growing by \
+         {}/s{more}.",
         escape(&first.responsible.label()),
         units::bytes(first.survivors.bytes as f64),
+        units::seconds(report.window.min_age_s),
+        units::bytes(first.live.bytes as f64),
         escape(&first.what()),
         units::bytes(first.growth.bytes_per_s)
     )
@@ -247,6 +265,31 @@ mod tests {
         // What was found stays found.
         report.findings = sample::report("suspect").findings;
         assert_eq!(headline(&report).verdict, "suspect");
+    }
+
+    /// The process is what one looks for, and not one of the five functions that allocate for it.
+    #[test]
+    fn a_process_leads_its_findings() {
+        let mut report = sample::report("suspect");
+        report.findings = [1, 2, 3].map(|rank| Finding { rank, ..report.findings[0].clone() }).to_vec();
+        report.groups = vec![Group {
+            findings: vec![1, 3],
+            comm: "pipeleaker".to_owned(),
+            pid: 391,
+            call: "pipe2".to_owned(),
+            keeps: Some("pipes".to_owned()),
+            caches: 2,
+            live: crate::report::model::Amount { objects: 10_000, bytes: 2 << 20 },
+            bytes_per_s: 22.0 * 1_024.0,
+        }];
+        let text = headline(&report).text;
+        assert!(
+            text.starts_with(
+                "No leak is certain after 60 s. pipeleaker (391) is suspected: it keeps pipes open, 2.0 MiB in \
+                 2 caches, growing by 22.0 KiB/s (1 more suspect below)."
+            ),
+            "{text}"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod filters;
 pub mod finding;
 pub mod findings;
 pub mod forms;
+pub mod groups;
 pub mod headline;
 pub mod kmemleak;
 pub mod known;

@@ -11,6 +11,7 @@ pub use super::{
         AccountSide, Amount, Finding, Frame, FreedBy, Growth, Lifetime, LinkageReport, Object, Proof, Stack,
         Stayed, Survivors, Task,
     },
+    groups::Group,
     kmemleak::KmemleakReport,
     reach::{HolderSide, LostStructure, OldPointers, ReachReport, ReachSide},
     unload::{LeftSite, Unload},
@@ -51,6 +52,9 @@ pub struct Report {
     pub caches: Vec<Cache>,
     /// Sites, the likeliest leak first.
     pub findings: Vec<Finding>,
+    /// Findings with one cause, where that is a process.
+    #[serde(default)]
+    pub groups: Vec<Group>,
     /// The findings' modules.
     pub modules: Vec<Module>,
     /// Watched modules that were removed, and what they left behind.

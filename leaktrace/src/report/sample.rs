@@ -193,6 +193,7 @@ pub fn report(verdict: &'static str) -> Report {
             tolerance: 128,
         }],
         findings,
+        groups: Vec::new(),
         modules: vec![Module {
             name: "foo".to_owned(),
             findings: 1,

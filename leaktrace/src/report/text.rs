@@ -7,7 +7,7 @@ use super::{
     escape, findings,
     findings::place,
     kmemleak,
-    model::{Account, Cache, Report},
+    model::{Account, Cache, LostReport, Report},
     page::{WIDTH, paragraph, plain_table, right_aligned, shorten, trimmed, wrap},
     reach,
 };
@@ -263,21 +263,32 @@ fn coverage(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
         }
         paragraph(out, 2, style.width, &text)?;
     }
-    let lost = &report.coverage.lost;
-    let text = format!(
-        "Lost: {} events skipped by recursion, {} allocations without a place, {} events of sites without a place, \
-         {} stacks without a place, {} stacks not captured, {} callers of frees and {} callers' growth without a place; \
-         {} frees were noticed late.",
-        units::count(lost.recursion_misses),
-        units::count(lost.live_overflow),
-        units::count(lost.site_overflow),
-        units::count(lost.stack_overflow),
-        units::count(lost.stacks_failed),
-        units::count(lost.callers),
-        units::count(lost.series),
-        units::count(lost.implicit_frees)
-    );
+    let text = format!("Lost: {}.", lost(&report.coverage.lost));
     paragraph(out, 0, style.width, &text)
+}
+
+/// What was missed, and only that.
+fn lost(lost: &LostReport) -> String {
+    let told = |parts: &[(u64, &str)]| -> Vec<String> {
+        let some = parts.iter().filter(|(number, _)| *number > 0);
+        some.map(|(number, what)| format!("{} {what}", units::count(*number))).collect()
+    };
+    let mut parts = told(&[
+        (lost.recursion_misses, "events while their program was busy"),
+        (lost.stacks_failed, "stacks that the kernel could not capture"),
+        (lost.implicit_frees, "frees, noticed when the address was allocated again"),
+    ]);
+    let full = told(&[
+        (lost.live_overflow, "objects"),
+        (lost.site_overflow, "events of call sites"),
+        (lost.stack_overflow, "stacks"),
+        (lost.callers, "frees' callers"),
+        (lost.series, "callers' growth"),
+    ]);
+    if !full.is_empty() {
+        parts.push(format!("table full: {}", full.join(", ")));
+    }
+    if parts.is_empty() { "nothing".to_owned() } else { parts.join("; ") }
 }
 
 fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {

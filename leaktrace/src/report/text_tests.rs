@@ -2,7 +2,7 @@ use insta::assert_snapshot;
 
 use super::*;
 use crate::report::{
-    model::{Amount, Shake, ShakenCache},
+    model::{Amount, Finding, Group, Shake, ShakenCache},
     sample,
 };
 
@@ -48,4 +48,24 @@ fn known_findings_and_shaken_caches() {
 fn colours_are_for_terminals_only() {
     let coloured = render(&sample::report("leak"), &Style { colour: true, ..at(WIDTH) });
     assert!(coloured.starts_with("\u{1b}[1;31mLEAK"));
+}
+
+/// What one process keeps is one line, and says what it is made of.
+#[test]
+fn a_group_is_one_line() {
+    let mut report = sample::report("suspect");
+    report.findings = [1, 2, 3].map(|rank| Finding { rank, ..report.findings[0].clone() }).to_vec();
+    report.findings[1].cache = "filp".to_owned();
+    report.groups = vec![Group {
+        findings: vec![1, 2],
+        comm: "pipe\u{1b}leaker".to_owned(),
+        pid: 391,
+        call: "pipe2".to_owned(),
+        keeps: Some("pipes".to_owned()),
+        caches: 2,
+        live: Amount { objects: 10_204, bytes: 2 << 20 },
+        bytes_per_s: 44_600.0,
+    }];
+    report.headline = crate::report::headline::headline(&report);
+    assert_snapshot!(render(&report, &Style { top: 10, ..Style::default() }));
 }

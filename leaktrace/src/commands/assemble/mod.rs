@@ -21,7 +21,7 @@ use super::surroundings::Surroundings;
 use crate::{
     kernel::machine::boot_id,
     report::{
-        headline,
+        groups, headline,
         known::Known,
         model::{
             Account, Amount, Cache, Headline, Machine, MemoryChange, Module, Report, SCHEMA, Shake,
@@ -79,6 +79,7 @@ pub(super) fn report(
         overhead: coverage::overhead(snapshot, surroundings),
         memory: memory(surroundings),
         caches: caches(checks, surroundings),
+        groups: groups::groups(&findings),
         findings,
         modules,
         unloads: unload::unloads(snapshot, surroundings),

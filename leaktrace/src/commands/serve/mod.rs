@@ -90,9 +90,9 @@ fn tell(address: SocketAddr, trust: &Trust, tls: bool, kept: Option<Capability>)
         "Serving {scheme}://{address}/ (page), /metrics, /report.json, /debug/pprof/heap, /healthz{how}."
     );
     match kept {
-        None => eprintln!("All capabilities are given up."),
+        None => eprintln!("Root privileges dropped; serving goes on."),
         Some(kept) => {
-            eprintln!("All capabilities are given up but {kept}, without which this kernel shows no tables.");
+            eprintln!("Root privileges dropped, except {kept}: without it this kernel shows no tables.");
         }
     }
     if matches!(trust, Trust::Token(_)) && !tls && !address.ip().is_loopback() {

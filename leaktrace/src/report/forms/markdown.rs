@@ -52,6 +52,17 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     }
     let findings: Vec<&Finding> =
         report.findings.iter().filter(|finding| finding.is_of_note()).take(TOLD).collect();
+    for group in &report.groups {
+        let ranks: Vec<String> = group.findings.iter().map(ToString::to_string).collect();
+        writeln!(
+            out,
+            "* {} {}: findings {}, {}",
+            plain(&group.who()),
+            plain(&group.what()),
+            ranks.join(", "),
+            units::rate(group.bytes_per_s)
+        )?;
+    }
     if !findings.is_empty() {
         writeln!(out, "\n| # | verdict | where | cache | live | bytes | growth |")?;
         writeln!(out, "|--:|---------|-------|-------|-----:|------:|-------:|")?;
