@@ -31,12 +31,14 @@ pub(super) struct Pace<'a> {
     done: u64,
     /// What they took, without the rests in `step`.
     busy: Duration,
+    /// Whether `step` ended it: a signal came.
+    stopped: bool,
 }
 
 impl<'a> Pace<'a> {
     /// Begins.
     pub(super) fn new(bytes: u64, time: Duration, step: Step<'a>) -> Self {
-        Self { step, begun: Instant::now(), time, bytes, done: 0, busy: Duration::ZERO }
+        Self { step, begun: Instant::now(), time, bytes, done: 0, busy: Duration::ZERO, stopped: false }
     }
 
     /// Takes one look.
@@ -51,6 +53,7 @@ impl<'a> Pace<'a> {
             let before = Instant::now();
             let go_on = (self.step)(self.done + read, expected);
             resting += before.elapsed();
+            self.stopped |= !matches!(go_on, Ok(true));
             go_on
         })?;
         self.busy += start.elapsed().saturating_sub(resting);
@@ -58,9 +61,10 @@ impl<'a> Pace<'a> {
         Ok(pass)
     }
 
-    fn time_was_up(&self) -> String {
+    fn why_it_ended(&self) -> String {
         format!(
-            "the time was up after {} of {}: nothing is proven",
+            "{} after {} of {}: nothing is proven",
+            if self.stopped { "a signal ended it" } else { "the time was up" },
             units::bytes(self.done as f64),
             units::bytes((self.bytes * DECIDING as u64) as f64)
         )
@@ -149,7 +153,7 @@ impl Prover {
                 pace.take(|step| scan::pass(&self.memory, &self.flags, &bulk, &areas, wanted, step))?;
             if !pass.complete {
                 if looks.passes.len() < DECIDING {
-                    looks.cut_short = Some(pace.time_was_up());
+                    looks.cut_short = Some(pace.why_it_ended());
                 }
                 break;
             }
@@ -166,5 +170,29 @@ impl Prover {
             Kind::Page => Span::new(self.memory.address(candidate.frame), candidate.bytes),
             _ => Span::new(candidate.address, candidate.bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who ended it is told: `go_on` is what a step says, `time` the limit.
+    fn why(go_on: bool, time: Duration) -> String {
+        let mut step = |_: u64, _: u64| Ok(go_on);
+        let mut pace = Pace::new(1 << 30, time, &mut step);
+        let look = |step: scan::Step<'_>| {
+            assert!(!step(1 << 20)?);
+            Ok(Pass { bytes: 1 << 20, ..Pass::default() })
+        };
+        pace.take(look).unwrap();
+        pace.why_it_ended()
+    }
+
+    #[test]
+    fn a_signal_is_not_told_as_the_time() {
+        let after = "after 1.0 MiB of 2.0 GiB: nothing is proven";
+        assert_eq!(why(false, Duration::from_hours(1)), format!("a signal ended it {after}"));
+        assert_eq!(why(true, Duration::ZERO), format!("the time was up {after}"));
     }
 }
