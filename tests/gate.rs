@@ -51,13 +51,13 @@ fn what_was_never_there_does_not_pass() {
         "{text}"
     );
     assert!(text.contains("Recorded only allocations through module nosuch."), "{text}");
-    // One of two: the other was traced.
+    // One of two: the other was traced. Nothing grows in it, whatever else this machine does.
     let output =
-        gate(&["--cache", "filp", "--cache", "nosuch", "--until-leak", "-q", "--format", "markdown"]);
+        gate(&["--cache", "kmem_cache", "--cache", "nosuch", "--until-leak", "-q", "--format", "markdown"]);
     let markdown = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(markdown.starts_with("## leaktrace: unknown\n"), "{markdown}");
-    assert!(markdown.contains("Recorded only slab caches named filp or nosuch"), "{markdown}");
+    assert!(markdown.contains("Recorded only slab caches named kmem_cache or nosuch"), "{markdown}");
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_proof_that_cannot_be_does_not_pass() {
 fn a_report_in_a_file_is_summed_up() {
     require_root();
     let _turn = turn();
-    leaktrace_tests::allow_pipes(RATE as u64 * 60);
+    leaktrace_tests::allow_pipes(RATE as u64 * 40);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("report.json");
     let args = ["--cache", "kmalloc-cg-1*", "--max-objects", "8000", "--format", "json", "--quiet"];

@@ -20,10 +20,13 @@ impl Holder {
 
 const IN_USE: &str = "see whether as many are in use: `ls /proc/PID/fd`, `ss -s`, `lsof`";
 const SHAKE: &str = "leaktrace --shake   (drops what is cached, and tells what stays)";
+const TRACKED: &str =
+    "see whether as many connections are tracked: `sysctl net.netfilter.nf_conntrack_count`";
 const SWAPS: &str = "see whether as much is swapped out: `cat /proc/swaps`, `zramctl`";
 
 const BY_PROCESS: &str = "by the processes that use them, until these end";
 
+const CONNTRACK: &str = "by connection tracking, up to 5 days (nf_conntrack_tcp_timeout_established)";
 const SLABS: &str = "by the slabs of other caches that they describe, as long as these are there";
 const INODES: &str = "by inodes, which are dropped when memory is short";
 const PAGE_CACHE: &str = "by pages of the page cache, which are dropped when memory is short";
@@ -74,11 +77,7 @@ const MODULES: [&str; 8] = ["iomap", "btrfs", "xfs", "zsmalloc", "zbud", "z3fold
 const HOLDERS: [(&str, &str, Option<f64>); 42] = [
     ("tw_sock_", "by TIME_WAIT for 60 s after a connection ends", Some(60.0)),
     ("request_sock_", "until a connection is set up or given up, 63 s", Some(63.0)),
-    (
-        "nf_conntrack",
-        "by connection tracking, up to 5 days (nf_conntrack_tcp_timeout_established)",
-        Some(432_000.0),
-    ),
+    ("nf_conntrack", CONNTRACK, Some(432_000.0)),
     ("inet_peer_cache", "for up to 10 min after a peer was last heard of", Some(600.0)),
     ("tcp_bind", "while a port is used, TIME_WAIT included", Some(60.0)),
     ("fib6_", "while a route is there", None),
@@ -123,6 +122,7 @@ const HOLDERS: [(&str, &str, Option<f64>); 42] = [
 fn ask(why: &str) -> &'static str {
     match why {
         SWAPPED => SWAPS,
+        CONNTRACK => TRACKED,
         SLABS | INODES | PAGE_CACHE => SHAKE,
         _ => IN_USE,
     }

@@ -12,6 +12,7 @@ pub mod lifetime;
 pub mod linkage;
 pub mod naming;
 pub mod reach;
+pub mod steps;
 pub mod triage;
 pub mod verdict;
 pub mod visibility;

@@ -4,12 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::kernel::{
-    btf::Btf,
-    layout::Layout,
-    machine::{self, Machine},
-    privilege,
-    symbols::Symbols,
+use crate::{
+    analysis::steps::Offers,
+    kernel::{
+        btf::Btf,
+        layout::Layout,
+        machine::{self, Machine},
+        privilege,
+        symbols::Symbols,
+    },
+    proof,
 };
 
 /// Where the kernel keeps its BTF.
@@ -30,6 +34,15 @@ pub(super) fn probe(root: &Path) -> Result<Kernel> {
     let machine = Machine::current()?;
     machine.check_release()?;
     privilege::check()?;
+    may_be_read(root)?;
+    let btf = Btf::read(&root.join(BTF_PATH))?;
+    let symbols = Symbols::read(root).unwrap_or_else(|_| Symbols::empty());
+    let layout = Layout::resolve(&btf, &symbols, root).context("this kernel cannot be traced")?;
+    Ok(Kernel { machine, symbols, layout })
+}
+
+/// Whether programs may read kernel memory, and can know what is in it.
+fn may_be_read(root: &Path) -> Result<()> {
     if machine::lockdown(root).as_deref() == Some("confidentiality") {
         bail!(
             "the kernel is locked down (confidentiality): it lets no BPF program read kernel memory; start it with lockdown=integrity, or none"
@@ -39,8 +52,16 @@ pub(super) fn probe(root: &Path) -> Result<Kernel> {
     if !path.exists() {
         bail!("this kernel has no BTF ({} is missing): it needs CONFIG_DEBUG_INFO_BTF=y", path.display());
     }
-    let btf = Btf::read(&path)?;
-    let symbols = Symbols::read(root).unwrap_or_else(|_| Symbols::empty());
-    let layout = Layout::resolve(&btf, &symbols, root).context("this kernel cannot be traced")?;
-    Ok(Kernel { machine, symbols, layout })
+    Ok(())
+}
+
+/// What may be advised here. Nothing is loaded for it: it is what can be told cheaply, also by an ordinary user.
+pub(super) fn offers(root: &Path, machine: Option<&Machine>) -> Offers {
+    let refused = machine.map_or(Ok(()), Machine::check_release).and_then(|()| may_be_read(root)).err();
+    Offers {
+        no_trace: refused.map(|error| format!("{error:#}")),
+        prove: proof::is_offered(root),
+        shake: machine::may_drop_caches(root),
+        sudo: !privilege::is_root() || std::env::var_os("SUDO_UID").is_some(),
+    }
 }

@@ -18,7 +18,7 @@ use super::{
     attribute::Attribution,
     filter::Filter,
     objects,
-    probe::Kernel,
+    probe::{self, Kernel},
     saved,
     stop::Stop,
     surroundings::{Scope, Surroundings},
@@ -153,14 +153,11 @@ impl Session {
         if settings.filter_caches && settings.caches.is_empty() {
             note("no slab cache has such a name now: one is recorded as soon as it appears");
         }
-        let loaded: Vec<_> = args
-            .modules()
-            .into_iter()
-            .filter_map(|module| modules::text(root, &module, &symbols).map(|text| (module, text)))
-            .collect();
+        let mut loaded = Vec::new();
         for module in args.modules() {
-            if !loaded.iter().any(|(name, _)| *name == module) {
-                note(&format!("module {module} is not loaded: waiting for it"));
+            match modules::text(root, &module, &symbols) {
+                Some(text) => loaded.push((module, text)),
+                None => note(&format!("module {module} is not loaded: waiting for it")),
             }
         }
         let sizes = Sizes::choose(&kernel.machine, args.max_objects)?;
@@ -171,8 +168,7 @@ impl Session {
         let attribute: Arc<dyn Attribute> = Arc::<Attribution>::clone(&attribution);
         let mut tracer = Tracer::new(&kernel.layout, sizes, settings, attribute, &loaded)?;
         let memory = Meminfo::current().context("cannot read /proc/meminfo")?;
-        let now = OffsetDateTime::now_utc();
-        let started = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
+        let started = now();
         let accounts = profile::read(root, page_bytes());
         tracer.attach()?;
         // Once more, because the tables and programs themselves took slab memory.
@@ -182,6 +178,7 @@ impl Session {
         }
         let surroundings = Surroundings {
             started,
+            offers: probe::offers(root, Some(&kernel.machine)),
             machine: kernel.machine,
             slabinfo: before.map(|before| (before.clone(), before)),
             traits,
@@ -344,6 +341,12 @@ impl Session {
         report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
         Ok(report)
     }
+}
+
+/// The time, to the second, as reports have it.
+fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
 }
 
 /// What is recorded, where that is not everything.

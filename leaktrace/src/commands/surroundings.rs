@@ -10,7 +10,7 @@ use procfs::{Current as _, Meminfo};
 
 use super::prove::{self, Proofs};
 use crate::{
-    analysis::{accounts::Accounts, verdict::Proven},
+    analysis::{accounts::Accounts, steps::Offers, verdict::Proven},
     kernel::{
         data::DataPlaces,
         machine::{Machine, page_bytes},
@@ -47,6 +47,8 @@ pub(super) struct Surroundings {
     pub(super) no_page_lookup: Option<String>,
     pub(super) slabinfo_error: Option<String>,
     pub(super) scope: Scope,
+    /// What may be advised here.
+    pub(super) offers: Offers,
     /// What is recorded, where that is not everything.
     pub(super) filters: Filters,
     /// What the kernel's own accounts had at the beginning and at the end, where it keeps them.

@@ -130,6 +130,8 @@ fn prove_at_the_end(
         None if suspected => prove_quickly(session, runtime, (args, &found)),
         None => return Ok(None),
     };
+    // It was just done: to do it again leads nowhere.
+    session.surroundings.offers.prove &= !args.prove;
     session.surroundings.proofs = Some(proofs.unwrap_or_else(|error| Proofs::failed(&error)));
     Ok(Some(snapshot))
 }

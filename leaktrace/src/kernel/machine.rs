@@ -1,9 +1,11 @@
 //! The machine and its kernel: release, processors, memory.
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use procfs::{Current as _, Meminfo};
+
+use super::privilege::is_root;
 
 /// First kernel with what the programs need: BPF atomics (5.12) and everything else before.
 /// 5.15 is the oldest that is supported, because it is the oldest long-term one with them.
@@ -102,6 +104,15 @@ fn uname() -> (String, String) {
 pub fn boot_id(root: &Path) -> Option<String> {
     let text = std::fs::read_to_string(root.join("proc/sys/kernel/random/boot_id")).ok()?;
     Some(text.trim().to_owned())
+}
+
+/// Whether root may drop caches here (`fs/drop_caches.c`): in a container `/proc/sys` is often read-only. Opening the file
+/// does nothing; to an ordinary user it is enough that it is there.
+pub fn may_drop_caches(root: &Path) -> bool {
+    match std::fs::OpenOptions::new().write(true).open(root.join("proc/sys/vm/drop_caches")) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::PermissionDenied && !is_root(),
+    }
 }
 
 /// Whether the kernel is locked down against reading its memory (`security/lockdown`).

@@ -16,6 +16,12 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
+/// Whether this process is root's.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid has no preconditions.
+    unsafe { libc::geteuid() == 0 }
+}
+
 fn missing(effective: u64) -> Option<&'static str> {
     let has = |capability: Capability| effective & capability.bitmask() != 0;
     match (has(Capability::CAP_SYS_ADMIN), has(Capability::CAP_BPF), has(Capability::CAP_PERFMON)) {

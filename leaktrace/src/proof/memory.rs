@@ -13,6 +13,7 @@ use crate::{
         layout::{FIVE_LEVELS, FOUR_LEVELS},
         machine::{Machine, lockdown, page_bytes},
         memory::address_bits,
+        privilege::is_root,
         symbols::{Location, Symbols},
     },
     proc::{iomem, kcore::Kcore},
@@ -307,6 +308,17 @@ fn refusal(root: &Path, error: &io::Error) -> anyhow::Error {
         _ => format!("cannot read /proc/kcore: {error}"),
     };
     anyhow::Error::msg(why)
+}
+
+/// Whether memory can be read here, as far as an ordinary user can tell: whether root would be let in is not known to others,
+/// unless the kernel is locked down.
+pub fn is_offered(root: &Path) -> bool {
+    match Kcore::open(root) {
+        Ok(_) => true,
+        Err(error) => {
+            error.kind() == io::ErrorKind::PermissionDenied && lockdown(root).is_none() && !is_root()
+        }
+    }
 }
 
 /// The begin of the direct map, and the page frames that it shows: what most of the segments with a physical

@@ -41,6 +41,7 @@ use self::{
 };
 pub use self::{
     looks::{LOOKS as MOST_LOOKS, Step},
+    memory::is_offered,
     model::{Candidate, Cost, Found, Holder, Kind, Limit, Outcome, Proof},
 };
 use crate::{

@@ -84,7 +84,7 @@ pub struct Finding {
     /// Of a suspect: what is open, in words.
     #[serde(default)]
     pub open: Vec<String>,
-    /// And what would settle it.
+    /// What to do next, the best first: of a suspect what would settle it. Only what this machine can do.
     #[serde(default)]
     pub settle: Vec<String>,
 }

@@ -168,14 +168,7 @@ pub fn in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Resul
     for (index, settle) in finding.settle.iter().enumerate() {
         labelled(out, if index == 0 { "next" } else { "or" }, &escape(settle))?;
     }
-    match &*finding.verdict {
-        "leak" if finding.is_module => {
-            let text = format!("leaktrace --duration 5m --module {}", escape(&finding.module));
-            labelled(out, "next", &format!("{text}   (every stack, and what it leaves when it is removed)"))
-        }
-        "cache" => labelled(out, "next", "leaktrace --shake   (drops such objects, and tells what stays)"),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn who_and_from_where(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {

@@ -80,10 +80,14 @@ pub fn finding(verdict: &'static str) -> Finding {
         } else {
             Vec::new()
         },
-        settle: if verdict == "suspect" {
-            vec!["end that process while tracing: what stays is leaked".to_owned()]
-        } else {
-            Vec::new()
+        settle: match verdict {
+            "suspect" => vec!["end that process while tracing: what stays is leaked".to_owned()],
+            "leak" => vec![format!(
+                "leaktrace --duration 5m --module {}   (every stack, and what it leaves when it is removed)",
+                responsible.module.as_deref().unwrap_or_default()
+            )],
+            "cache" => vec!["leaktrace --shake   (drops such objects, and tells what stays)".to_owned()],
+            _ => Vec::new(),
         },
         call_site,
         responsible,

@@ -2,7 +2,7 @@
 
 use leaktrace_common::{FREED_BY_RCU, FREED_IN_BULK};
 
-use super::{Judged, Surroundings, words};
+use super::{Judged, Surroundings, steps, words};
 use crate::{
     analysis::{accounts::Agreement, lifetime, naming, verdict},
     report::model::{
@@ -36,7 +36,9 @@ pub(super) fn finding(
     };
     let accounts = account(site, [&responsible, &call_site], surroundings);
     let reachability = surroundings.reachability(site).cloned();
-    let (open, settle) = words::open(judged, snapshot, &call_site, in_module.is_some().then_some(&*module));
+    let is_module = in_module.is_some() || frees_it.is_some();
+    let (open, settle) =
+        steps::open(judged, snapshot, surroundings, &call_site, is_module.then_some(&*module));
     Finding {
         site: judged.index,
         rank,
@@ -47,7 +49,7 @@ pub(super) fn finding(
         family: site.family.into(),
         cache: site.cache.clone(),
         object: object(site, [&call_site, &responsible], in_module.as_ref(), surroundings),
-        is_module: in_module.is_some() || frees_it.is_some(),
+        is_module,
         module,
         evidence: {
             let mut words = words::evidence(judged, snapshot, &freed_by, &call_site, surroundings.scope);

@@ -4,6 +4,7 @@ mod blind_spots;
 pub(super) mod coverage;
 mod finding;
 mod judge;
+pub(super) mod steps;
 mod unload;
 mod usage;
 mod words;

@@ -1,13 +1,12 @@
-//! Why, in words: the evidence for a verdict, what is open, and what would settle it.
+//! Why, in words: the evidence for a verdict.
 
 use super::Judged;
 use crate::{
     analysis::{
         crosscheck::Check,
         growth::Shape,
-        holders::Holder,
         lifetime,
-        verdict::{self, Evidence, FEWEST_SUSPECT, Open, Verdict},
+        verdict::{self, FEWEST_SUSPECT, Verdict},
     },
     commands::surroundings::Scope,
     report::model::{AccountSide, Frame, FreedBy},
@@ -212,144 +211,4 @@ fn allocators(judged: &Judged<'_>) -> Option<String> {
     } else {
         format!("the processes of {:.0} % of them still run", alive * 100.0)
     })
-}
-
-/// What is open, and what would settle it.
-pub(super) fn open(
-    judged: &Judged<'_>,
-    snapshot: &Snapshot,
-    call_site: &Frame,
-    module: Option<&str>,
-) -> (Vec<String>, Vec<String>) {
-    if judged.evidence.verdict() != Verdict::Suspect {
-        return (Vec::new(), Vec::new());
-    }
-    let (mut open, mut settle) = (Vec::new(), Vec::new());
-    if judged.evidence.proven.is_none() && judged.evidence.seen > 0 {
-        let filter = module.map(|module| format!(" --module {module}")).unwrap_or_default();
-        settle.push(format!("leaktrace --prove{filter}   (does anything point to them, and what?)"));
-    }
-    for reason in judged.evidence.open() {
-        let (why, how) = one(&reason, judged, snapshot, call_site, module);
-        open.push(why);
-        if let Some(how) = how.filter(|how| !settle.contains(how)) {
-            settle.push(how);
-        }
-    }
-    (open, settle)
-}
-
-/// What may be chance.
-fn uncertain(evidence: &Evidence) -> String {
-    match (evidence.growth.walk, evidence.growth.stays()) {
-        (_, false) => "too few of them were watched for long enough to be sure that they stay".to_owned(),
-        (Some(walk), true) => {
-            let cases = units::count((1.0 / walk) as u64);
-            format!(
-                "the growth may be chance: what comes and goes at random would rise as much in 1 of {cases} cases"
-            )
-        }
-        (None, true) => "their number was not counted often enough to tell a growth from chance".to_owned(),
-    }
-}
-
-/// A run of so many seconds, with the filter that fits.
-fn longer(judged: &Judged<'_>, module: Option<&str>, duration: &str) -> String {
-    let filter = match (module, judged.site.family) {
-        (Some(module), _) => format!("--module {module}"),
-        (None, family @ ("page" | "vmalloc" | "percpu")) => format!("--family {family}"),
-        (None, _) => format!("--cache '{}'", judged.site.cache),
-    };
-    format!("leaktrace --duration {duration} {filter}")
-}
-
-/// Who is known to hold such objects, and how to ask.
-fn held(holder: &Holder, judged: &Judged<'_>) -> (String, Option<String>) {
-    let how = holder.seconds.map_or_else(
-        || holder.ask.to_owned(),
-        |seconds| format!("leaktrace --duration {:.0}s --cache '{}'", seconds * 3.0, judged.site.cache),
-    );
-    (format!("such objects are held {}", holder.why), Some(how))
-}
-
-fn one(
-    reason: &Open,
-    judged: &Judged<'_>,
-    snapshot: &Snapshot,
-    call_site: &Frame,
-    module: Option<&str>,
-) -> (String, Option<String>) {
-    let evidence = &judged.evidence;
-    let longer = |duration| Some(longer(judged, module, duration));
-    match reason {
-        Open::Few => (format!("{} survivors are too few to be sure", units::count(evidence.seen)), longer("5m")),
-        Open::Short => (
-            format!(
-                "it has been seen to grow for {} only, in {} of {} parts of the time",
-                units::seconds(evidence.growth.sustained_s),
-                evidence.growth.born_in,
-                evidence.growth.bins
-            ),
-            longer(if snapshot.duration.as_secs() < 60 { "60s" } else { "5m" }),
-        ),
-        Open::Core => (
-            "it is the kernel's own code, where growth has many good reasons: that takes a longer look".to_owned(),
-            longer("5m"),
-        ),
-        Open::Uncertain => (uncertain(evidence), longer("5m")),
-        Open::LongLived => (
-            format!(
-                "objects of this site may live for {}",
-                units::seconds(evidence.lifetime_s.unwrap_or_default())
-            ),
-            longer("10m"),
-        ),
-        Open::FreesUnseen => (
-            judged.doubt.clone().unwrap_or_else(|| {
-                format!(
-                    "{} frees were missed because their program was busy: so many may be freed",
-                    units::count(evidence.missed)
-                )
-            }),
-            Some("/proc/slabinfo over a longer time, or `leaktrace check` for what this kernel refuses".to_owned()),
-        ),
-        Open::Contradicted => (
-            format!("/proc/slabinfo shows less growth of {} than was traced", judged.site.cache),
-            longer("5m"),
-        ),
-        Open::Linked => (
-            "they are part of a structure in memory: one that only grows is a leak, one that is emptied later is not"
-                .to_owned(),
-            Some(format!(
-                "who empties it? The code around {}; and a run longer than its entries should live",
-                call_site.symbol.as_deref().unwrap_or("the call site")
-            )),
-        ),
-        Open::Reached => (
-            "memory has pointers to most of them: something that only grows is a leak all the same, what is emptied later is not"
-                .to_owned(),
-            Some("who empties what holds them? See above".to_owned()),
-        ),
-        Open::Replaced => (
-            format!("as many older objects of {} were freed meanwhile, whose place these may take", judged.site.cache),
-            longer("5m"),
-        ),
-        Open::NotLookedAt if evidence.can_be_linked => (
-            "too few of them could be looked at in memory to see whether something holds them".to_owned(),
-            longer("60s"),
-        ),
-        Open::NotLookedAt => (
-            "whether something holds such memory cannot be seen, and the kernel has many uses for it".to_owned(),
-            Some("see whether processes, network devices or mounts have become as many".to_owned()),
-        ),
-        Open::ProcessesRun => {
-            let task = judged.site.tasks.iter().find(|task| task.pid != 0);
-            let who = task.map_or_else(String::new, |task| format!(" ({}, {})", task.comm, task.pid));
-            (
-                format!("the process that allocated them{who} still runs, and may hold them"),
-                Some("end that process while tracing: what stays is leaked".to_owned()),
-            )
-        }
-        Open::Held(holder) => held(holder, judged),
-    }
 }

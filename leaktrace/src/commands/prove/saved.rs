@@ -8,9 +8,9 @@ use tokio::time::Instant as Deadline;
 
 use super::{Pace, kind, makes_tables, open, pace, report, summary, word};
 use crate::{
-    analysis::verdict::Proven,
+    analysis::{steps, verdict::Proven},
     cli::{ProveArgs, prove_limit},
-    commands::{output::Output, saved, stop::Stop},
+    commands::{assemble::steps::after_leak, output::Output, probe, saved, stop::Stop},
     kernel::{
         machine::{Machine, boot_id},
         privilege,
@@ -73,6 +73,7 @@ pub(in crate::commands) fn run(args: &ProveArgs) -> Result<()> {
     let group_of: Vec<u32> = places.iter().map(|&(finding, _)| finding as u32).collect();
     let lives = vec![true; candidates.len()];
     let sides = summary::sides(&proof, &group_of, &labels, &lives, &made_by, &name);
+    let offers = probe::offers(Path::new("/"), None);
     for (finding, side) in whole.findings.iter_mut().zip(sides) {
         if side.candidates == 0 {
             continue;
@@ -83,7 +84,8 @@ pub(in crate::commands) fn run(args: &ProveArgs) -> Result<()> {
         if proven.is_lost() && finding.verdict == "suspect" {
             finding.verdict = "leak".into();
             finding.open.clear();
-            finding.settle.clear();
+            let module = finding.is_module.then(|| after_leak(&finding.module, whole.window.duration_s));
+            finding.settle = steps::usable(module.as_slice(), &offers);
         }
         finding.proof.get_or_insert_default().reachability = Some(side);
     }

@@ -17,10 +17,14 @@ use self::{depth::Openers, look::Looker, process::Subject, watch::Screen};
 use super::{
     assemble::coverage::own_cpu_s,
     output::{self, Output},
+    probe,
     stop::Stop,
 };
 use crate::{
-    analysis::triage::{Look, Observation},
+    analysis::{
+        steps,
+        triage::{Diagnosis, Look, Observation},
+    },
     cli::{Format, TriageArgs},
     kernel::machine::Machine,
     proc::{
@@ -98,7 +102,17 @@ async fn one(root: &Path, pid: u32, duration: Duration, stop: &Stop) -> Result<p
             break;
         }
     }
-    Ok(subject.answer())
+    let mut answer = subject.answer();
+    leave_usable(&mut answer.diagnosis, root, Machine::current().ok().as_ref());
+    Ok(answer)
+}
+
+/// Leaves the next steps that this machine can do.
+fn leave_usable(found: &mut [Diagnosis], root: &Path, machine: Option<&Machine>) {
+    let offers = probe::offers(root, machine);
+    for diagnosis in found {
+        diagnosis.next = steps::usable(&diagnosis.next, &offers);
+    }
 }
 
 /// Shows an answer again and again, until it is stopped.
@@ -225,6 +239,7 @@ impl<'a> Session<'a> {
         depth::caches(self.root, &mut self.seen, &modules);
         self.seen.places = self.places.clone().zip(profile::read(self.root, look::page_kb() * 1_024));
         let mut answer = assemble::triage(self.root, &self.seen, &self.looker, &modules);
+        leave_usable(&mut answer.diagnosis, self.root, self.machine.as_ref());
         if let Some(machine) = &self.machine {
             answer.kernel.clone_from(&machine.release);
             answer.architecture.clone_from(&machine.architecture);
