@@ -1,5 +1,8 @@
 //! The command line: parse, run, and tell any failure in one line.
 
+// These end the process where nobody reads what they write.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 use std::process::ExitCode;
 
 use leaktrace::{cli::Cli, commands};
@@ -8,7 +11,7 @@ fn main() -> ExitCode {
     let cli = match Cli::parse_arguments() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
-            eprintln!("leaktrace: {}", one_line(&usage(&error)));
+            commands::say(&format!("leaktrace: {}", one_line(&usage(&error))));
             return ExitCode::from(2);
         }
         Err(help) => {
@@ -21,7 +24,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("leaktrace: {}", one_line(&format!("{error:#}")));
+            commands::say(&format!("leaktrace: {}", one_line(&format!("{error:#}"))));
             ExitCode::FAILURE
         }
     }

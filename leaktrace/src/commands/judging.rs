@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 
 use super::{
     assemble::{self, Before},
+    output::say,
     session::Session,
 };
 use crate::{
@@ -87,7 +88,7 @@ pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
     unsafe { libc::sync() };
     for _ in 0..DROPS {
         if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "2\n") {
-            eprintln!("note: cannot drop caches: {error}: what would have gone away is not known");
+            say(&format!("note: cannot drop caches: {error}: what would have gone away is not known"));
             return Ok(None);
         }
     }

@@ -27,6 +27,8 @@ mod top;
 mod trace;
 mod triage;
 
+pub use self::output::say;
+
 use std::process::ExitCode;
 
 use anyhow::Result;

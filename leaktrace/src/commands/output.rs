@@ -39,6 +39,12 @@ extern "C" fn look_at_standard_output() {
 #[unsafe(link_section = ".init_array")]
 static AT_START: extern "C" fn() = look_at_standard_output;
 
+/// Says a line on standard error. A terminal that is gone or a pipe that nobody reads is no reason to end, least of all
+/// in the middle of a report to a file.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Columns of the terminal that standard output is, or of a page.
 pub(super) fn width() -> usize {
     terminal_size::terminal_size_of(io::stdout())

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::output::say;
 use crate::{report::escape, tracer::Tick, units};
 
 /// A bar with the time left, and what is going on.
@@ -53,7 +54,7 @@ impl Progress {
     /// Says something above the progress line, or where that would be.
     pub(super) fn say(&self, notes: &[String]) {
         for note in notes {
-            self.bar.suspend(|| eprintln!("note: {}", escape(note)));
+            self.bar.suspend(|| say(&format!("note: {}", escape(note))));
         }
     }
 

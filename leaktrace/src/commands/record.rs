@@ -11,7 +11,7 @@ use tokio::time::Instant as Deadline;
 
 use super::{
     judging,
-    output::Output,
+    output::{Output, say},
     probe,
     session::{self, How, Session, Woken},
 };
@@ -61,8 +61,8 @@ pub(super) fn run(args: &RecordArgs) -> Result<()> {
     let ticks = recorded?;
     recorder.report(&report)?;
     if !args.quiet {
-        eprintln!("{}", escape(&report.headline.text));
-        eprintln!(
+        say(&escape(&report.headline.text));
+        say(&format!(
             "Recorded {} in {}: {}{}. Tell it with: leaktrace report {}",
             units::plural(ticks as usize, "tick"),
             units::seconds(report.window.duration_s),
@@ -72,7 +72,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<()> {
                 parts => format!(" in {parts} files, of which the last two are kept"),
             },
             escape(&args.output.to_string_lossy()),
-        );
+        ));
     }
     Ok(())
 }

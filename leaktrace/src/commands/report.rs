@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 
-use super::{output::Output, saved};
+use super::{
+    output::{Output, say},
+    saved,
+};
 use crate::{cli::ReportArgs, units};
 
 /// Tells a report in a form.
@@ -16,7 +19,7 @@ pub(super) fn run(args: &ReportArgs) -> Result<()> {
     if let (Some(at), Some(recorded)) = (args.at, &report.recorded)
         && recorded.until_s + 1.0 < at.as_secs_f64()
     {
-        eprintln!("note: the recording ends after {}: showing its end", units::seconds(recorded.until_s));
+        say(&format!("note: the recording ends after {}: showing its end", units::seconds(recorded.until_s)));
     }
     let top = args.top.unwrap_or_else(|| args.format.top());
     // Leaks are told however many there are.

@@ -18,6 +18,7 @@ use super::{
     attribute::Attribution,
     filter::Filter,
     objects,
+    output::say,
     probe::{self, Kernel},
     saved,
     stop::Stop,
@@ -134,11 +135,12 @@ impl Session {
         let symbols = Arc::new(kernel.symbols);
         let debug = DebugInfo::open(&args.vmlinux, &symbols, root)?;
         let places = Places::new(Arc::clone(&symbols), debug, root);
-        let note = |text: &str| {
+        let tell = |text: &str| {
             if !how.quiet {
-                eprintln!("note: {}", escape(text));
+                say(text);
             }
         };
+        let note = |text: &str| tell(&format!("note: {}", escape(text)));
         if let Some(text) = places.note() {
             note(text);
         }
@@ -173,9 +175,7 @@ impl Session {
         tracer.attach()?;
         // Once more, because the tables and programs themselves took slab memory.
         let before = before.and_then(|_| slab::read_slabinfo(root).ok());
-        if !how.quiet {
-            eprintln!("{}", banner(&kernel.machine, &tracer, args));
-        }
+        tell(&banner(&kernel.machine, &tracer, args));
         let surroundings = Surroundings {
             started,
             offers: probe::offers(root, Some(&kernel.machine)),

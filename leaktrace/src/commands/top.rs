@@ -2,12 +2,13 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    mem::ManuallyDrop,
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, channel},
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -30,8 +31,9 @@ use crate::{
 
 /// Findings that are kept to be looked at.
 const FINDINGS: u32 = 1_000;
-/// How often the thread that reads keys looks whether it shall end.
+/// How often the thread that reads keys looks whether it shall end, and how long its end is waited for.
 const KEYS: Duration = Duration::from_millis(100);
+const KEYS_END: Duration = Duration::from_secs(1);
 
 /// Traces, and shows how things stand until a key or a signal ends it.
 ///
@@ -70,16 +72,17 @@ async fn watch(session: &mut Session, terminal: &mut Restored, keys: &mut Keys) 
                 tokio::select! {
                     biased;
                     ticked = &mut tick => break ticked?,
-                    event = keys.events.recv() => match event {
-                        Some(Event::Key(key)) if key.kind != KeyEventKind::Release => {
-                            if screen.press(key) == Wish::Quit {
-                                return Ok(());
-                            }
-                            terminal.draw(&mut screen)?;
+                    event = keys.events.recv() => {
+                        // Without a terminal there is nobody to show anything to.
+                        let Some(event) = event else { return Ok(()) };
+                        if let Event::Key(key) = event.context("cannot read the terminal")?
+                            && key.kind != KeyEventKind::Release
+                            && screen.press(key) == Wish::Quit
+                        {
+                            return Ok(());
                         }
-                        Some(_) => terminal.draw(&mut screen)?,
-                        None => bail!("the terminal cannot be read any more"),
-                    },
+                        terminal.draw(&mut screen)?;
+                    }
                 }
             }
         };
@@ -102,12 +105,13 @@ async fn watch(session: &mut Session, terminal: &mut Restored, keys: &mut Keys) 
     }
 }
 
-/// A terminal that is given back, however this ends.
-struct Restored(DefaultTerminal);
+/// A terminal that is given back, however this ends. ratatui's own end of it would write on standard error that it has failed, and panic
+/// where that is the terminal that is gone.
+struct Restored(ManuallyDrop<DefaultTerminal>);
 
 impl Restored {
     fn enter() -> Result<Self> {
-        ratatui::try_init().map(Self).context("cannot use the terminal")
+        ratatui::try_init().map(ManuallyDrop::new).map(Self).context("cannot use the terminal")
     }
 
     fn draw(&mut self, screen: &mut Screen) -> Result<()> {
@@ -117,45 +121,62 @@ impl Restored {
 
 impl Drop for Restored {
     fn drop(&mut self) {
-        ratatui::restore();
+        // A terminal that is gone needs nothing back.
+        let _ = self.0.show_cursor();
+        let _ = ratatui::try_restore();
     }
 }
 
 /// Keys and new sizes, read by a thread of their own.
 struct Keys {
-    events: UnboundedReceiver<Event>,
+    events: UnboundedReceiver<io::Result<Event>>,
     ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// Is closed when the thread ends.
+    thread: Receiver<()>,
 }
 
 impl Keys {
     fn read() -> Self {
         let (sender, events) = mpsc::unbounded_channel();
+        let (running, thread) = channel();
         let ended = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&ended);
-        let thread = std::thread::spawn(move || {
-            while !seen.load(Ordering::Relaxed) {
-                let event = match event::poll(KEYS) {
-                    Ok(false) => continue,
-                    Ok(true) => event::read(),
-                    Err(error) => Err(error),
-                };
-                // Without a terminal the channel ends, and so does everything else.
-                if !event.is_ok_and(|event| sender.send(event).is_ok()) {
-                    break;
+        std::thread::spawn(move || {
+            // Dropped with the thread's end.
+            let _running = running;
+            while !seen.load(Ordering::Relaxed) && is_there(KEYS) {
+                // One reading may have brought several keys.
+                loop {
+                    let event = match event::poll(Duration::ZERO) {
+                        Ok(false) => break,
+                        Ok(true) => event::read(),
+                        Err(error) => Err(error),
+                    };
+                    let failed = event.is_err();
+                    if sender.send(event).is_err() || failed {
+                        return;
+                    }
                 }
             }
         });
-        Self { events, ended, thread: Some(thread) }
+        Self { events, ended, thread }
     }
 }
 
 impl Drop for Keys {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // It ends within its interval; that it panicked is of no use to anyone now.
-            let _ = thread.join();
-        }
+        // It ends within its interval, so that keys are the shell's again; but crossterm does not come back from a terminal that
+        // went away while it read. Such a thread ends with the process.
+        let _ = self.thread.recv_timeout(KEYS_END);
     }
+}
+
+/// Waits for keys, and says whether the terminal is still there: crossterm would read one that is gone for ever.
+fn is_there(wait: Duration) -> bool {
+    let mut terminal = libc::pollfd { fd: libc::STDIN_FILENO, events: libc::POLLIN, revents: 0 };
+    // SAFETY: a valid pointer to one entry.
+    let ready = unsafe { libc::poll(&raw mut terminal, 1, wait.as_millis() as i32) };
+    // An error is a signal's interruption: what is asked for is valid.
+    ready <= 0 || terminal.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) == 0
 }

@@ -13,7 +13,7 @@ use super::{
     assemble::{Before, Judgement},
     judging::{self, Judging},
     kmemleak::{self, Kmemleak},
-    output::Output,
+    output::{Output, say},
     probe,
     progress::Progress,
     prove::{self, Proofs, Wanted},
@@ -46,7 +46,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let kernel = probe::probe(root)?;
     let note = |text: &str| {
         if !args.quiet {
-            eprintln!("note: {}", escape(text));
+            say(&format!("note: {}", escape(text)));
         }
     };
     let kmemleak = args.kmemleak.then(|| Kmemleak::find(root));
@@ -90,7 +90,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let code = judging::exit_code(&report, args)?;
     // Whoever reads only the terminal or the log of a job learns why the status is what it is.
     if in_a_file && (!args.quiet || code != ExitCode::SUCCESS) {
-        eprintln!("{}", escape(&report.headline.text));
+        say(&escape(&report.headline.text));
     }
     Ok(code)
 }

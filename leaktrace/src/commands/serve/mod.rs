@@ -19,7 +19,9 @@ use tokio::net::TcpListener;
 
 use self::{http::Trust, shown::Shown, tls::Tls};
 use super::{
-    judging, probe,
+    judging,
+    output::say,
+    probe,
     session::{self, How, Session, Woken},
 };
 use crate::{cli::ServeArgs, report::escape};
@@ -86,17 +88,17 @@ fn tell(address: SocketAddr, trust: &Trust, tls: bool, kept: Option<Capability>)
         Trust::Certificate => ", with a certificate",
     };
     let scheme = if tls { "https" } else { "http" };
-    eprintln!(
+    say(&format!(
         "Serving {scheme}://{address}/ (page), /metrics, /report.json, /debug/pprof/heap, /healthz{how}."
-    );
+    ));
     match kept {
-        None => eprintln!("Root privileges dropped; serving goes on."),
+        None => say("Root privileges dropped; serving goes on."),
         Some(kept) => {
-            eprintln!("Root privileges dropped, except {kept}: without it this kernel shows no tables.");
+            say(&format!("Root privileges dropped, except {kept}: without it this kernel shows no tables."));
         }
     }
     if matches!(trust, Trust::Token(_)) && !tls && !address.ip().is_loopback() {
-        eprintln!("note: without --tls-cert the token and what is answered can be read on the way");
+        say("note: without --tls-cert the token and what is answered can be read on the way");
     }
 }
 
@@ -129,7 +131,7 @@ async fn watch(session: &mut Session, shown: &Shown, tls: Option<&Tls>, args: &S
             service::status(&looked.headline.text);
             shown.show(looked);
             if let Some(Err(error)) = tls.map(Tls::refresh) {
-                eprintln!("note: {}", escape(&format!("{error:#}")));
+                say(&format!("note: {}", escape(&format!("{error:#}"))));
             }
             report = (judged + args.refresh.max(Duration::from_millis(100))).max(judging::after(judged));
         }
