@@ -154,6 +154,37 @@ fn clients_that_mean_harm_do_none() {
 }
 
 #[test]
+fn idle_connections_shut_nobody_out() {
+    let _turn = turn();
+    let agent = Agent::start(&[]);
+    let idle: Vec<_> = (0..200).map(|_| TcpStream::connect(agent.address).unwrap()).collect();
+    // Nobody waits until those are given up for themselves, which takes longer than all of these.
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(agent.text("/healthz"), "ok\n");
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    // 72 made room for others like them, and one for each of who asked at least once.
+    let begun = Instant::now();
+    loop {
+        let metrics = agent.text("/metrics");
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("leaktrace_turned_away_connections_total{why=\"idle\"} "));
+        let dropped: u32 = line.expect("they are counted").parse().unwrap();
+        assert!(metrics.contains("# HELP leaktrace_turned_away_connections_total "), "{metrics}");
+        if dropped > 72 {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{dropped} were dropped");
+        sleep(Duration::from_millis(200));
+    }
+    drop(idle);
+    agent.end();
+}
+
+#[test]
 fn bad_requests_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let short = directory.path().join("short");

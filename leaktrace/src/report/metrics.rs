@@ -24,14 +24,29 @@ type Labels = Vec<(&'static str, String)>;
 
 const VERDICTS: [&str; 5] = ["leak", "suspect", "plateau", "cache", "churn"];
 
+/// Connections that there was no place for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TurnedAway {
+    /// Idle ones that were closed, because another came.
+    pub dropped: u64,
+    /// Those that came while everyone else was being answered.
+    pub refused: u64,
+}
+
 /// Renders the metrics.
-pub fn render(report: &Report) -> String {
+pub fn render(report: &Report, turned_away: TurnedAway) -> String {
     let mut registry = Registry::with_prefix("leaktrace");
     whole(&mut registry, report);
     findings(&mut registry, report);
     modules(&mut registry, report);
     caches(&mut registry, report);
     coverage(&mut registry, report);
+    let family = Family::<Labels, Counter>::default();
+    for (why, number) in [("idle", turned_away.dropped), ("busy", turned_away.refused)] {
+        family.get_or_create(&vec![label("why", why)]).inc_by(number);
+    }
+    let help = "Connections that there was no place for: idle ones dropped for others, and refused ones while all were busy";
+    registry.register("turned_away_connections", help, family);
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = encode(&mut out, &registry);
@@ -251,10 +266,11 @@ mod tests {
     fn a_leak_is_told() {
         let mut report = sample::report("leak");
         report.findings[0].cache = "a\"b\\c\nd".to_owned();
-        let text = render(&report);
+        let text = render(&report, TurnedAway { dropped: 7, refused: 0 });
         assert!(text.ends_with("# EOF\n"));
         assert!(text.contains("leaktrace_findings{verdict=\"leak\"} 1"), "{text}");
         assert!(text.contains("leaktrace_findings{verdict=\"suspect\"} 0"));
+        assert!(text.contains("leaktrace_turned_away_connections_total{why=\"idle\"} 7"), "{text}");
         assert!(text.contains("leaktrace_memory_available_bytes 798720000"), "{text}");
         assert!(text.contains("function=\"foo_rx+0x31 [foo]\"") && text.contains("module=\"foo\""));
         // A name ends no label and no line.
@@ -264,7 +280,7 @@ mod tests {
 
     #[test]
     fn the_older_format_has_the_same() {
-        let open = render(&sample::report("leak"));
+        let open = render(&sample::report("leak"), TurnedAway::default());
         let text = older(&open);
         assert!(text.contains("# HELP leaktrace_lost_events_total Events"), "{text}");
         assert!(text.contains("# TYPE leaktrace_lost_events_total counter\n"), "{text}");
@@ -279,7 +295,7 @@ mod tests {
     /// What alerts and the dashboard ask for is there.
     #[test]
     fn what_is_deployed_asks_for_what_there_is() {
-        let text = render(&sample::report("leak"));
+        let text = render(&sample::report("leak"), TurnedAway::default());
         let declared: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         let asked = [
@@ -308,6 +324,6 @@ mod tests {
             report.caches.push(report.caches[0].clone());
             report.caches.last_mut().unwrap().name = format!("cache-{number}");
         }
-        assert!(render(&report).lines().count() < 400);
+        assert!(render(&report, TurnedAway::default()).lines().count() < 400);
     }
 }

@@ -1,6 +1,11 @@
 //! HTTP, for clients that may be slow or mean harm: few at a time, each with little time and little memory.
 
-use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -14,18 +19,22 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{
+    places::{Noted, Place},
     shown::{Shown, What},
     tls::Tls,
 };
 
-/// Connections at a time; more are closed at once.
-const CONNECTIONS: usize = 128;
+/// Connections at a time that are told that there is no place; more are closed at once.
+const REFUSALS: usize = 16;
+/// Seconds after which such a client may come again.
+const AGAIN: HeaderValue = HeaderValue::from_static("1");
 /// How long a client may take for the head of a request, and a connection may last.
 const HEAD: Duration = Duration::from_secs(5);
 const WHOLE: Duration = Duration::from_secs(30);
@@ -50,41 +59,73 @@ pub(super) enum Trust {
 
 /// Answers until it is dropped.
 pub(super) async fn serve(listener: TcpListener, shown: Arc<Shown>, trust: Trust, tls: Option<Arc<Tls>>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
         let (shown, trust) = (Arc::clone(&shown), trust.clone());
         let acceptor = tls.as_ref().map(|tls| tls.acceptor());
-        tokio::spawn(async move {
-            match acceptor {
-                None => converse(stream, &shown, &trust).await,
-                Some(acceptor) => {
-                    if let Ok(Ok(stream)) = timeout(HEAD, acceptor.accept(stream)).await {
-                        converse(stream, &shown, &trust).await;
-                    }
+        if let Some(place) = shown.places.take(Instant::now()) {
+            tokio::spawn(async move {
+                let answer = |request: &Request<Incoming>| {
+                    place.asked();
+                    answer(request, &shown, &trust)
+                };
+                tokio::select! {
+                    () = place.is_lost() => {}
+                    () = shake_hands(stream, acceptor, Some(&place), &answer) => {}
                 }
-            }
-            drop(place);
-        });
+            });
+        } else if let Ok(refusal) = Arc::clone(&refusals).try_acquire_owned() {
+            tokio::spawn(async move {
+                let refuse = |_: &Request<Incoming>| no_place();
+                let _ = timeout(HEAD, shake_hands(stream, acceptor, None, &refuse)).await;
+                drop(refusal);
+            });
+        }
     }
 }
 
-/// Answers on one connection; what goes wrong there is the client's loss only.
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, shown: &Shown, trust: &Trust) {
+/// Answers on one connection, by TLS if there is an acceptor.
+async fn shake_hands(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    place: Option<&Place>,
+    answer: &impl Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+) {
+    let Some(acceptor) = acceptor else { return converse(stream, place, answer).await };
+    if let Ok(Ok(stream)) = timeout(HEAD, acceptor.accept(stream)).await {
+        converse(stream, place, answer).await;
+    }
+}
+
+/// Answers; what goes wrong there is the client's loss only.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    place: Option<&Place>,
+    answer: &impl Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+) {
     let answer = service_fn(|request: Request<Incoming>| {
-        let response = answer(&request, shown, trust);
+        let response = answer(&request);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(stream), answer);
+        .keep_alive(place.is_some())
+        .serve_connection(TokioIo::new(Noted::new(stream, place)), answer);
     let _ = timeout(WHOLE, connection).await;
+}
+
+/// What a client is told for which there is no place.
+fn no_place() -> Response<Full<Bytes>> {
+    let text = "all places for connections are taken: come again in a second\n";
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, text);
+    response.headers_mut().insert(header::RETRY_AFTER, AGAIN);
+    response
 }
 
 fn answer(request: &Request<Incoming>, shown: &Shown, trust: &Trust) -> Response<Full<Bytes>> {
@@ -177,7 +218,50 @@ fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{
+        io::{Read as _, Write as _},
+        net::{SocketAddr, TcpStream},
+    };
+
+    use super::{super::places::Places, *};
+    use crate::report::metrics::TurnedAway;
+
+    /// Asks for something, and returns the answer.
+    async fn ask(address: SocketAddr) -> String {
+        let ask = move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /none HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_all_are_busy_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shown = Arc::new(Shown::new(Duration::from_secs(1), Places::new(1)));
+        let busy = shown.places.take(Instant::now()).unwrap();
+        busy.asked();
+        tokio::spawn(serve(listener, Arc::clone(&shown), Trust::Local, None));
+        let refused = ask(address).await.to_lowercase();
+        assert!(
+            refused.starts_with("http/1.1 503 ") && refused.contains("\r\nretry-after: 1\r\n"),
+            "{refused}"
+        );
+        assert!(
+            refused.ends_with("all places for connections are taken: come again in a second\n"),
+            "{refused}"
+        );
+        drop(busy);
+        // Who holds a connection and says nothing makes room.
+        let mut silent = TcpStream::connect(address).unwrap();
+        assert!(ask(address).await.starts_with("HTTP/1.1 404 "));
+        assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+        assert_eq!(shown.places.turned_away(), TurnedAway { dropped: 1, refused: 1 });
+    }
 
     fn with(name: header::HeaderName, value: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();

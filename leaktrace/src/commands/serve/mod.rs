@@ -1,6 +1,7 @@
 //! `leaktrace serve`: a trace without an end, whose findings are had by HTTP.
 
 mod http;
+mod places;
 mod service;
 mod shown;
 mod tls;
@@ -17,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use caps::Capability;
 use tokio::net::TcpListener;
 
-use self::{http::Trust, shown::Shown, tls::Tls};
+use self::{http::Trust, places::Places, shown::Shown, tls::Tls};
 use super::{
     judging,
     output::say,
@@ -28,6 +29,10 @@ use crate::{cli::ServeArgs, report::escape};
 
 /// Findings in each report; leaks are told however many there are.
 const FINDINGS: u32 = 500;
+/// Connections at a time.
+const CONNECTIONS: usize = 128;
+/// Between two notes on those that were turned away.
+const NOTES: Duration = Duration::from_mins(1);
 /// Characters of a token at least.
 const SHORTEST_TOKEN: usize = 16;
 
@@ -60,7 +65,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     if !args.quiet {
         tell(address, &trust, tls.is_some(), kept);
     }
-    let shown = Arc::new(Shown::new(args.watch.interval()));
+    let shown = Arc::new(Shown::new(args.watch.interval(), Places::new(CONNECTIONS)));
     service::ready(address);
     let served = runtime.block_on(async {
         let serving = tokio::spawn(http::serve(listener, Arc::clone(&shown), trust, tls.clone()));
@@ -119,6 +124,7 @@ fn token(path: &Path) -> Result<String> {
 /// Ticks, and makes a report now and then.
 async fn watch(session: &mut Session, shown: &Shown, tls: Option<&Tls>, args: &ServeArgs) -> Result<()> {
     let mut report = Instant::now();
+    let mut note = report;
     loop {
         let (woken, _) = session.tick(session::never()).await?;
         if woken == Woken::Stopped {
@@ -132,6 +138,13 @@ async fn watch(session: &mut Session, shown: &Shown, tls: Option<&Tls>, args: &S
             shown.show(looked);
             if let Some(Err(error)) = tls.map(Tls::refresh) {
                 say(&format!("note: {}", escape(&format!("{error:#}"))));
+            }
+            if !args.quiet
+                && note <= judged
+                && let Some(text) = shown.places.note()
+            {
+                say(&text);
+                note = judged + NOTES;
             }
             report = (judged + args.refresh.max(Duration::from_millis(100))).max(judging::after(judged));
         }

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 
+use super::places::Places;
 use crate::report::{
     forms::{self, Form},
     metrics,
@@ -34,6 +35,8 @@ const GRACE: Duration = Duration::from_secs(15);
 /// How things stand.
 pub(super) struct Shown {
     interval: Duration,
+    /// Who is connected.
+    pub(super) places: Arc<Places>,
     state: Mutex<State>,
 }
 
@@ -44,9 +47,9 @@ struct State {
 }
 
 impl Shown {
-    pub(super) fn new(interval: Duration) -> Self {
+    pub(super) fn new(interval: Duration, places: Arc<Places>) -> Self {
         let state = State { ticked: Instant::now(), report: None, made: HashMap::new() };
-        Self { interval, state: Mutex::new(state) }
+        Self { interval, places, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -81,13 +84,14 @@ impl Shown {
         }
         let Some(report) = state.report.clone() else { return Ok(None) };
         let style = Style::default();
+        let turned_away = || self.places.turned_away();
         let made = match what {
             What::Page => forms::live_page(&report)?,
             What::Report => serde_json::to_vec(&*report).context("cannot write JSON")?,
             What::Flame => forms::render(&report, Form::Svg, &style)?,
             What::Profile => forms::render(&report, Form::Pprof, &style)?,
-            What::Metrics => metrics::render(&report).into_bytes(),
-            What::OlderMetrics => metrics::older(&metrics::render(&report)).into_bytes(),
+            What::Metrics => metrics::render(&report, turned_away()).into_bytes(),
+            What::OlderMetrics => metrics::older(&metrics::render(&report, turned_away())).into_bytes(),
         };
         let made = Bytes::from(made);
         state.made.insert(what, made.clone());
