@@ -37,12 +37,16 @@ impl Recorder {
         Self(child, path)
     }
 
-    /// Waits until there is a report in the file: when something could have been seen.
-    fn until_it_has_a_report(&mut self) {
-        until("the first report", || {
+    /// Waits until there is a report in the file, of so many seconds after the start or later.
+    fn until_it_has_a_report_of(&mut self, seconds: f64) {
+        until("the report", || {
             assert!(self.0.try_wait().unwrap().is_none(), "it ended");
             sleep(Duration::from_millis(200));
-            run(["report".as_ref(), self.1.as_os_str()]).status.success()
+            let output = run(["report", "--format", "json", &self.1.to_string_lossy()]);
+            output.status.success() && {
+                let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+                report["recorded"]["report_s"].as_f64().is_some_and(|of| of >= seconds)
+            }
         });
     }
 
@@ -105,9 +109,132 @@ fn a_recording_is_told_in_any_form() {
     let name = path.to_string_lossy();
     let diff = run(["diff", &name, &name]);
     assert!(diff.status.success(), "{diff:?}");
-    let early = run(["report", &name, "--at", "100ms"]);
-    let said = String::from_utf8_lossy(&early.stderr);
-    assert!(early.status.code() == Some(1) && said.contains("none was recorded that early"), "{said}");
+}
+
+/// Before the first report what every site holds is told in any form, and that nothing can be said of it.
+#[test]
+fn ticks_are_told_before_the_first_report() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("recording");
+    let mut recorder = Recorder::start(path.clone(), &[]);
+    recorder.until_it_has_a_report_of(0.5);
+    assert!(recorder.end(libc::SIGKILL).stderr.is_empty());
+    let early = ["--at", "400ms"];
+    let report = told(&path, &early);
+    assert_eq!(report["headline"]["verdict"], "unknown");
+    assert_eq!(report["recorded"]["report_s"], Value::Null);
+    let (ticks, until_s) = (number(&report["recorded"]["ticks"]), number(&report["recorded"]["until_s"]));
+    assert!((1.0..=5.0).contains(&ticks) && until_s < 0.41, "{}", report["recorded"]);
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.iter().all(|finding| finding["verdict"] == "unknown"), "{findings:#?}");
+    // Functions have names, although no report has told them.
+    let symbol = findings[0]["call_site"]["symbol"].as_str().expect("it has a name");
+    assert!(!findings[0]["recorded"].as_array().unwrap().is_empty(), "{findings:#?}");
+    for form in ["text", "html", "svg", "csv", "markdown", "folded", "pprof"] {
+        let output = run(["report", &path.to_string_lossy(), "--format", form].iter().chain(&early));
+        assert!(output.status.success() && !output.stdout.is_empty(), "{form}: {output:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let says_so =
+            !matches!(form, "text" | "markdown") || text.contains("there is no report yet, only ticks");
+        assert!(says_so && (form == "pprof" || text.contains(symbol)), "{form}: {text}");
+    }
+    // What needs a verdict is not made of them. The first two frames are a header and ticks: a length each, a sum, and so much.
+    let bytes = fs::read(&path).unwrap();
+    let after =
+        |start: usize| start + 8 + u32::from_le_bytes(bytes[start..start + 4].try_into().unwrap()) as usize;
+    fs::write(&path, &bytes[..after(after(8))]).unwrap();
+    refused(
+        &run(["diff".as_ref(), path.as_os_str(), path.as_os_str()]),
+        1,
+        &["has no report yet, only ticks"],
+    );
+    assert_eq!(told(&path, &[])["recorded"]["ticks"], 1);
+}
+
+/// What one looks for after 3 or 9 seconds is in the file then, and what is asked for in between.
+#[test]
+fn a_short_recording_that_is_killed_has_a_report() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("recording");
+    let mut recorder = Recorder::start(path.clone(), &FEW);
+    until_it_ticks(recorder.0.id(), 1);
+    let _held = Holder::spawn(PIPES);
+    // Whatever a look costs here, the second one is of half of the time.
+    recorder.until_it_has_a_report_of(1.5);
+    assert!(!recorder.end(libc::SIGKILL).status.success());
+    let report = told(&path, &[]);
+    let (of, until_s) = (number(&report["recorded"]["report_s"]), number(&report["recorded"]["until_s"]));
+    assert!(
+        number(&report["recorded"]["reports"]) >= 2.0 && of < 6.0 && until_s >= of,
+        "{}",
+        report["recorded"]
+    );
+    // Others open some, too.
+    for site in pipe_findings(&report) {
+        assert!(number(&site["live"]["objects"]) >= PIPES as f64 * 0.9, "{site:#}");
+    }
+    // Half of it, as somebody asks who was told of that time.
+    let early = told(&path, &["--at", "1500ms"]);
+    assert!(number(&early["recorded"]["until_s"]) <= 1.5 && !early["headline"]["text"].is_null());
+    damaged_anywhere(&path);
+}
+
+/// Any byte of a recording may be another: all but the frame that has it is read, and the gap is named.
+fn damaged_anywhere(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    let whole = told(path, &[])["recorded"]["bytes"].as_u64().unwrap();
+    let name = path.to_string_lossy();
+    // The beginning has all that is special, and of the rest some.
+    let places =
+        [0, 3, 7, 8, 9, 13, 17, 30].into_iter().chain((97..bytes.len()).step_by(97.max(bytes.len() / 40)));
+    for at in places {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x55;
+        fs::write(path, &damaged).unwrap();
+        let report = told(path, &[]);
+        let recorded = &report["recorded"];
+        assert_eq!(recorded["gaps"].as_array().unwrap().len(), 1, "{at}: {recorded}");
+        assert!(
+            number(&recorded["ticks"]) > 0.0 && number(&recorded["bytes_lost"]) > 0.0,
+            "{at}: {recorded}"
+        );
+        let bytes = |name: &str| recorded[name].as_u64().unwrap();
+        assert_eq!(bytes("bytes_lost") + bytes("bytes"), whole, "{at}");
+        let text = run(["report", &name]);
+        let text = String::from_utf8_lossy(&text.stdout);
+        assert!(text.contains("DAMAGED  Not readable: "), "{at}: {text}");
+    }
+    fs::write(path, &bytes[..8]).unwrap();
+    refused(&run(["report", &name]), 1, &["nothing in", "is whole"]);
+    fs::write(path, bytes).unwrap();
+}
+
+/// A file may have no more than so many bytes: it is told, and what was written is readable.
+#[test]
+fn a_limit_of_file_size_ends_a_recording_with_a_word() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("recording");
+    let recorder = Recorder::start(path.clone(), &["--overhead", "100"]);
+    until_it_ticks(recorder.0.id(), 3);
+    let most = fs::metadata(&path).unwrap().len() + 100;
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: prlimit reads one rlimit, which lives here, and writes nothing; the process is our child.
+    let limited = unsafe {
+        libc::prlimit(recorder.0.id() as i32, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut())
+    };
+    assert_eq!(limited, 0);
+    let output = recorder.wait();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("File too large") && said.lines().count() == 1, "{said}");
+    let output = run(["report", "--format", "json", &path.to_string_lossy()]);
+    // It may have been before the first tick was written.
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || said.contains("has no tick and no report"), "{said}");
+    assert!(fs::metadata(&path).unwrap().len() <= most);
 }
 
 /// A small file system; it goes with its test.
@@ -132,22 +259,13 @@ impl Drop for Disk {
     }
 }
 
-/// The first report comes when something could have been seen, so these wait for theirs at the same time.
 #[test]
-fn what_was_written_before_a_kill_and_on_a_full_disk_is_readable() {
+fn what_was_written_before_a_full_disk_is_readable() {
     require_root();
     let _turn = turn();
     let disk = Disk::new("2m");
-    let directory = tempfile::tempdir().unwrap();
-    let mut killed = Recorder::start(directory.path().join("recording"), &FEW);
     let mut full = Recorder::start(disk.0.path().join("recording"), &[]);
-    until_it_ticks(killed.0.id(), 1);
-    let _held = Holder::spawn(PIPES);
-    killed.until_it_has_a_report();
-    full.until_it_has_a_report();
-    let path = killed.1.clone();
-    assert!(!killed.end(libc::SIGKILL).status.success());
-    readable_after_a_kill(&path);
+    full.until_it_has_a_report_of(1.0);
     ends_on_a_full_disk(&disk, full);
     takes_nothing_from_a_full_disk(&disk);
 }
@@ -155,26 +273,6 @@ fn what_was_written_before_a_kill_and_on_a_full_disk_is_readable() {
 fn all_pipes_live(report: &Value) {
     for site in pipe_findings(report) {
         within(number(&site["live"]["objects"]), PIPES as f64, 0.1);
-    }
-}
-
-fn readable_after_a_kill(path: &Path) {
-    let report = told(path, &[]);
-    assert_eq!(report["recorded"]["damage"], Value::Null);
-    // Of each second in which something could be seen.
-    let (ticks, until_s) = (number(&report["recorded"]["ticks"]), number(&report["recorded"]["until_s"]));
-    assert!(until_s >= 16.0 && ticks >= until_s, "{}", report["recorded"]);
-    all_pipes_live(&report);
-    let bytes = fs::read(path).unwrap();
-    // A hostile or damaged one is told as such.
-    for (at, word) in [(7, "version"), (9, "header"), (3, "is no report")] {
-        let mut damaged = bytes.clone();
-        damaged[at] ^= 0x55;
-        fs::write(path, damaged).unwrap();
-        let output = run(["report", &path.to_string_lossy()]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains(word) && said.lines().count() == 1, "{at}: {said}");
     }
 }
 
@@ -187,9 +285,11 @@ fn ends_on_a_full_disk(disk: &Disk, recorder: Recorder) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("No space left on device") && said.lines().count() == 1, "{said}");
-    // What was written is told.
+    // What was written is told, and no part of a frame is left.
     let report = told(&path, &[]);
-    assert!(number(&report["recorded"]["ticks"]) >= 16.0, "{}", report["recorded"]);
+    assert!(said.contains("the recording ends after"), "{said}");
+    assert!(number(&report["recorded"]["ticks"]) >= 1.0, "{}", report["recorded"]);
+    assert_eq!(report["recorded"]["damage"], Value::Null);
     fs::remove_file(&path).unwrap();
 }
 

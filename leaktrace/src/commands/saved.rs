@@ -10,10 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     recording,
-    report::{
-        model::{Report, SCHEMA},
-        plausible,
-    },
+    report::{model::Report, plausible},
 };
 
 /// A larger file is no report.
@@ -22,12 +19,18 @@ const LARGEST: u64 = 256 << 20;
 /// Reads a report, from standard input where the path is `-`; of a recording the last one.
 ///
 /// # Errors
-/// When the file cannot be read or has no report of this version.
+/// When the file cannot be read or has no report of this version, and of a recording that has ticks only: what was judged is
+/// wanted, and they are not.
 pub(super) fn read(path: &Path) -> Result<Report> {
-    read_at(path, None)
+    let report = read_at(path, None)?;
+    if report.is_of_ticks() {
+        let name = path.display();
+        bail!("{name} has no report yet, only ticks: `leaktrace report {name}` tells them");
+    }
+    Ok(report)
 }
 
-/// The same, but of a recording the last report up to so many seconds after its start.
+/// The same, but of a recording the last report up to so many seconds after its start, or what ticks alone tell.
 ///
 /// # Errors
 /// As [`read`], and when a moment is asked for of what is no recording.
@@ -50,15 +53,5 @@ pub(super) fn read_at(path: &Path, at_s: Option<f64>) -> Result<Report> {
     if text.len() as u64 > LARGEST {
         bail!("{name} is too large for a report");
     }
-    let value: serde_json::Value =
-        serde_json::from_slice(&text).with_context(|| format!("{name} is no report: it is no JSON"))?;
-    match value["schema"].as_str() {
-        Some(SCHEMA) => {}
-        Some(other) => bail!("{name} has the schema {other}, not {SCHEMA}"),
-        None => bail!("{name} is no report: make one with `leaktrace --format json --output FILE`"),
-    }
-    if let Err(what) = plausible::check(&value) {
-        bail!("{name} is no report that leaktrace wrote: {what}");
-    }
-    serde_json::from_value(value).with_context(|| format!("{name} is no whole report"))
+    plausible::parse(&text, &name.to_string())
 }

@@ -13,12 +13,15 @@ pub(super) struct Block {
     pub(super) sites: Vec<Site>,
     #[prost(message, optional, tag = "3")]
     pub(super) ticks: Option<Ticks>,
-    /// A whole report as it stood then: `leaktrace.report/1`.
+    /// A whole report as it stood then: `leaktrace.report/1`. The header is told once more with it.
     #[prost(bytes = "vec", tag = "4")]
     pub(super) report: Vec<u8>,
+    /// Milliseconds since the start, of the last tick before the report; 0 in files of before 0.1.
+    #[prost(uint64, tag = "5")]
+    pub(super) report_ms: u64,
 }
 
-#[derive(Clone, PartialEq, Eq, Message)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Header {
     #[prost(string, tag = "1")]
     pub(super) tool_version: String,
@@ -32,22 +35,48 @@ pub(super) struct Header {
     /// Which of the files of this recording it is, from 0.
     #[prost(uint32, tag = "5")]
     pub(super) part: u32,
+    /// The version of the file, once more; 0 in files of before 0.1, which are of version 1.
+    #[prost(uint32, tag = "6")]
+    pub(super) version: u32,
+    /// The machine, as reports have it.
+    #[prost(string, tag = "7")]
+    pub(super) architecture: String,
+    #[prost(uint32, tag = "8")]
+    pub(super) cpus: u32,
+    #[prost(uint64, tag = "9")]
+    pub(super) memory_kb: u64,
+    /// Age from which a live object is a survivor.
+    #[prost(double, tag = "10")]
+    pub(super) min_age_s: f64,
 }
 
 /// A call site.
 #[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct Site {
+pub struct Site {
+    /// By which it is spoken of.
     #[prost(uint32, tag = "1")]
-    pub(super) id: u32,
+    pub id: u32,
     /// Return address.
     #[prost(uint64, tag = "2")]
-    pub(super) address: u64,
+    pub address: u64,
+    /// As in a finding.
     #[prost(string, tag = "3")]
-    pub(super) family: String,
+    pub family: String,
+    /// As in a finding.
     #[prost(string, tag = "4")]
-    pub(super) cache: String,
+    pub cache: String,
+    /// Bytes of an object.
     #[prost(uint32, tag = "5")]
-    pub(super) object_size: u32,
+    pub object_size: u32,
+    /// The function; empty where it is not known.
+    #[prost(string, tag = "6")]
+    pub symbol: String,
+    /// Bytes into it.
+    #[prost(uint64, tag = "7")]
+    pub offset: u64,
+    /// Its loadable module; empty where it is in none.
+    #[prost(string, tag = "8")]
+    pub module: String,
 }
 
 /// Some ticks.

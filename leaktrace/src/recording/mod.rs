@@ -1,17 +1,23 @@
 //! Recordings: a file that grows while a trace goes on, and that any other machine can read.
 //!
 //! A file is [`MAGIC`] and then frames: the length of the packed block and its CRC-32, both little-endian `u32`s, and the
-//! block, packed by zstd. Blocks are Protocol Buffers ([`mod@format`]). Whatever was written is readable, even if the last frame
-//! was cut off. A file that reaches half of what is allowed becomes `FILE.1`, and another one is begun.
+//! block, packed by zstd. Blocks are Protocol Buffers ([`mod@format`]). Whatever was written is readable: where a frame was cut off or
+//! damaged, the next whole one is looked for by zstd's first bytes and its sum, and the gap is told. A file that reaches half of
+//! what is allowed becomes `FILE.1`, and another one is begun.
 
 mod format;
+mod frames;
+mod gaps;
 mod reader;
+mod ticks;
 mod writer;
 
 use std::path::{Path, PathBuf};
 
 pub use self::{
-    reader::{is_recording, read},
+    format::Site,
+    frames::is_recording,
+    reader::read,
     writer::{Recorder, Start},
 };
 

@@ -1,100 +1,111 @@
-//! Reading a recording, which may have been cut off, or be of somebody who means harm.
+//! Reading a recording, which may have been cut off or damaged, or be of somebody who means harm.
 
-use std::{
-    fs::File,
-    io::{BufReader, ErrorKind, Read},
-    path::Path,
-};
+use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
-use prost::Message as _;
+use anyhow::{Result, bail};
 use rustc_hash::FxHashMap;
 
 use super::{
-    LARGEST_BLOCK, LARGEST_FRAME, MAGIC,
     format::{Block, Header, Site, Ticks},
-    older,
+    frames::{Frames, Part},
+    gaps::Gaps,
+    older, ticks,
 };
 use crate::{
-    report::model::{Recorded, Report, SCHEMA},
+    report::{
+        model::{Recorded, Report},
+        plausible,
+    },
     tracer::Series,
     units,
 };
 
-/// Sites that are kept in mind.
-const MOST_SITES: usize = 1_000_000;
+/// Sites that are kept in mind, four times as many as a trace has, and bytes of their names.
+const MOST_SITES: usize = 1 << 16;
+const MOST_NAMES: usize = 64 << 20;
 /// Ticks of a block.
 const MOST_TICKS: usize = 100_000;
 
-/// Whether a file begins like a recording of any version.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn is_recording(path: &Path) -> std::io::Result<bool> {
-    let mut first = [0; MAGIC.len() - 1];
-    match File::open(path)?.read_exact(&mut first) {
-        Ok(()) => Ok(first == MAGIC[..first.len()]),
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(error),
-    }
+/// How a site's live objects went.
+#[derive(Default)]
+pub(super) struct Course {
+    /// At each tick, in bounded memory.
+    pub(super) live: Series,
+    /// At the first tick that is known of, and at the last one.
+    pub(super) first: i64,
+    pub(super) last: i64,
+    /// Allocations up to the last tick, or a few ticks after it.
+    pub(super) allocated: u64,
 }
 
 /// What was read so far.
 #[derive(Default)]
-struct Reading {
-    header: Header,
-    sites: FxHashMap<u32, Site>,
-    live: FxHashMap<u32, Series>,
-    available: Series,
-    ticks: u64,
-    last_ms: u64,
+pub(super) struct Reading {
+    pub(super) header: Option<Header>,
+    pub(super) sites: FxHashMap<u32, Site>,
+    /// Bytes of their names.
+    names: usize,
+    pub(super) courses: FxHashMap<u32, Course>,
+    pub(super) available: Series,
+    pub(super) ticks: u64,
+    /// The first tick, whether wanted or not, and the last one, in milliseconds since the start.
+    pub(super) first_ms: Option<u64>,
+    pub(super) last_ms: u64,
+    /// Since when sites grew: 0, or the first tick where what was before is lost.
+    pub(super) base_ms: u64,
+    blocks: u64,
     bytes: u64,
-    /// The last report that is wanted, packed as JSON.
+    /// The last report that is wanted, packed as JSON, and the tick that it is of.
     report: Vec<u8>,
+    report_ms: u64,
     reports: u64,
-    /// When the first report was made, whether wanted or not.
-    first_ms: Option<u64>,
+    gaps: Gaps,
 }
 
 /// Reads the last report of a recording, or the last one up to so many seconds after its start, and what became of the
-/// sites of its findings at every tick until then.
+/// sites of its findings at every tick until then. Where there is no report yet, the ticks alone are told.
 ///
 /// # Errors
-/// When the file cannot be read, is no recording of this version, or has no report that early.
+/// When the file cannot be read, is no recording of this version, has nothing that early, or has numbers that cannot be.
 pub fn read(path: &Path, at_s: Option<f64>) -> Result<Report> {
     let name = path.display();
     let until_ms = at_s.map_or(u64::MAX, |seconds| (seconds * 1e3) as u64);
     let mut reading = Reading::default();
     let before = older(path);
-    let header = first_header(path)?;
-    let has_before = header.part > 0 && first_header(&before).is_ok_and(|other| precedes(&other, &header));
-    let mut damage = None;
-    if has_before {
-        damage = reading.file(&before, until_ms)?;
+    let frames = Frames::open(path)?;
+    let begins = frames.begins;
+    if let Some(header) = first_header(frames)
+        && header.part > 0
+        && Frames::open(&before).ok().and_then(first_header).is_some_and(|other| precedes(&other, &header))
+    {
+        reading.file(&before, until_ms)?;
     }
-    damage = reading.file(path, until_ms)?.or(damage);
-    reading.header = header;
-    if reading.report.is_empty() {
-        let why = match (&damage, at_s) {
-            (Some(damage), _) => damage.clone(),
-            (None, Some(_)) => match reading.first_ms {
-                Some(first) => {
-                    let first = units::seconds(first as f64 / 1e3);
-                    format!("none was recorded that early, the first one is of {first} after the start")
-                }
-                None => "none was recorded".to_owned(),
-            },
-            (None, None) => "it was cut off before the first one was written".to_owned(),
-        };
-        bail!("{name} has no report: {why}");
-    }
-    let mut report: Report =
-        serde_json::from_slice(&reading.report).with_context(|| format!("{name} has no whole report"))?;
-    if report.schema != SCHEMA {
-        bail!("{name} has a report of the schema {}, not {SCHEMA}", report.schema);
-    }
+    reading.file(path, until_ms)?;
     reading.last_ms = reading.last_ms.min(until_ms);
-    reading.attach(&mut report, damage);
+    if reading.blocks == 0 {
+        if begins {
+            bail!(
+                "nothing in {name} is whole: it is a recording that was cut off or damaged at its beginning"
+            );
+        }
+        bail!("{name} is no recording");
+    }
+    let mut report = if !reading.report.is_empty() {
+        plausible::parse(&reading.report, &format!("the report in {name}"))?
+    } else if reading.ticks > 0 {
+        ticks::report(&reading)
+    } else {
+        match reading.first_ms {
+            Some(first) => {
+                let first = units::seconds(first as f64 / 1e3);
+                bail!("{name} has nothing that early: its first tick is {first} after the start");
+            }
+            None => bail!("{name} has no tick and no report: it ended before the first one was written"),
+        }
+    };
+    reading.attach(&mut report);
+    // Ticks may have been edited, too.
+    plausible::check_report(&report, &name.to_string())?;
     Ok(report)
 }
 
@@ -103,40 +114,68 @@ fn precedes(older: &Header, newer: &Header) -> bool {
     (&older.started, &older.boot_id, older.part + 1) == (&newer.started, &newer.boot_id, newer.part)
 }
 
-fn first_header(path: &Path) -> Result<Header> {
-    let mut frames = Frames::open(path)?;
-    let header = frames.next().and_then(Result::ok).and_then(|block| block.header);
-    header.with_context(|| format!("{} is no whole recording: it has no header", path.display()))
+/// The first header of a file, which reports have as well: the file's own may be damaged.
+fn first_header(mut frames: Frames) -> Option<Header> {
+    frames.find_map(|part| match part {
+        Part::Block(block) => block.header,
+        Part::Gap(_) => None,
+    })
 }
 
 impl Reading {
-    /// Reads a file; says what is wrong with it, if its end cannot be read.
-    fn file(&mut self, path: &Path, until_ms: u64) -> Result<Option<String>> {
+    /// Reads a file up to a moment.
+    fn file(&mut self, path: &Path, until_ms: u64) -> Result<()> {
         let mut frames = Frames::open(path)?;
-        for block in frames.by_ref() {
-            let block = match block {
-                Ok(block) => block,
-                Err(damage) => return Ok(Some(format!("{damage} in {}", path.display()))),
-            };
-            for site in block.sites {
-                if self.sites.len() < MOST_SITES {
-                    self.sites.insert(site.id, site);
+        for part in frames.by_ref() {
+            match part {
+                Part::Block(block) => {
+                    if !self.block(*block, until_ms) {
+                        break;
+                    }
                 }
-            }
-            if let Some(ticks) = &block.ticks {
-                self.ticks(ticks, until_ms);
-            }
-            // A report is of the ticks before it.
-            if !block.report.is_empty() {
-                self.first_ms.get_or_insert(self.last_ms);
-                if self.last_ms <= until_ms {
-                    self.report = block.report;
-                    self.reports += 1;
-                }
+                // What comes later takes nothing away.
+                Part::Gap(hole) if self.last_ms < until_ms => self.gaps.add(path, hole, self.last_ms),
+                Part::Gap(_) => {}
             }
         }
         self.bytes += frames.read;
-        Ok(None)
+        Ok(())
+    }
+
+    /// Takes a block; whether the next one may be wanted.
+    fn block(&mut self, block: Block, until_ms: u64) -> bool {
+        self.blocks += 1;
+        if let Some(header) = block.header {
+            self.header = Some(header);
+        }
+        for site in block.sites {
+            let size =
+                |site: &Site| site.family.len() + site.cache.len() + site.symbol.len() + site.module.len();
+            let old = self.sites.get(&site.id).map(size);
+            let names = self.names - old.unwrap_or(0) + size(&site);
+            if names <= MOST_NAMES && (old.is_some() || self.sites.len() < MOST_SITES) {
+                self.names = names;
+                self.sites.insert(site.id, site);
+            }
+        }
+        if let Some(ticks) = &block.ticks {
+            self.gaps.close(ticks.first_ms);
+            self.ticks(ticks, until_ms);
+            if ticks.first_ms > until_ms {
+                return false;
+            }
+        }
+        if !block.report.is_empty() {
+            // Before the time was noted with it, a report was of the ticks before it.
+            let at_ms = if block.report_ms > 0 { block.report_ms } else { self.last_ms };
+            self.gaps.close(at_ms);
+            if at_ms <= until_ms {
+                self.report = block.report;
+                self.report_ms = at_ms;
+                self.reports += 1;
+            }
+        }
+        true
     }
 
     fn ticks(&mut self, ticks: &Ticks, until_ms: u64) {
@@ -144,26 +183,50 @@ impl Reading {
         for step in ticks.steps_ms.iter().take(MOST_TICKS) {
             times.push(times[times.len() - 1].saturating_add((*step).into()));
         }
+        // Nothing was live when it began: where nothing before is lost, what is live now is what it grew by.
+        let from_start = self.gaps.is_empty() && self.header.as_ref().is_some_and(|header| header.part == 0);
+        let known = self.gaps.is_empty() && self.ticks > 0;
+        if self.first_ms.is_none() {
+            self.first_ms = Some(ticks.first_ms);
+            self.base_ms = if from_start { 0 } else { ticks.first_ms };
+        }
         self.last_ms = self.last_ms.max(times[times.len() - 1]);
         times.retain(|&at| at <= until_ms);
+        if times.is_empty() {
+            return;
+        }
         self.ticks += times.len() as u64;
-        let push = |series: &mut Series, changes: &[i64]| {
+        let levels = |changes: &[i64]| -> Vec<(f64, i64)> {
             let mut level = 0_i64;
-            for (at, change) in times.iter().zip(changes) {
+            let sums = times.iter().zip(changes).map(|(at, change)| {
                 level = level.saturating_add(*change);
-                series.push(*at as f64 / 1e3, level as f64);
-            }
+                (*at as f64 / 1e3, level)
+            });
+            sums.collect()
         };
-        push(&mut self.available, &ticks.available_kb);
+        for (at, level) in levels(&ticks.available_kb) {
+            self.available.push(at, level as f64);
+        }
         for series in &ticks.series {
-            if self.live.len() < MOST_SITES || self.live.contains_key(&series.site) {
-                push(self.live.entry(series.site).or_default(), &series.live);
+            if self.courses.len() >= MOST_SITES && !self.courses.contains_key(&series.site) {
+                continue;
+            }
+            let levels = levels(&series.live);
+            let Some((first, last)) = levels.first().zip(levels.last()) else { continue };
+            let course = self.courses.entry(series.site).or_insert_with(|| Course {
+                first: if from_start || known { 0 } else { first.1 },
+                ..Course::default()
+            });
+            course.last = last.1;
+            course.allocated = series.allocated;
+            for (at, level) in levels {
+                course.live.push(at, level as f64);
             }
         }
     }
 
     /// Gives the findings of a report what was recorded of their sites.
-    fn attach(self, report: &mut Report, damage: Option<String>) {
+    fn attach(mut self, report: &mut Report) {
         let points = |series: &Series| -> Vec<(f32, f32)> {
             series.points().map(|(seconds, level)| (seconds as f32, level as f32)).collect()
         };
@@ -175,81 +238,23 @@ impl Reading {
             let place = (finding.call_site.address, &*finding.family, &*finding.cache);
             // Of a function that allocates for others all callers were recorded as one.
             if let (false, Some([id])) = (finding.split, by_place.get(&place).map(Vec::as_slice)) {
-                finding.recorded = self.live.get(id).map(points).unwrap_or_default();
+                finding.recorded =
+                    self.courses.get(id).map(|course| points(&course.live)).unwrap_or_default();
             }
         }
+        let damage = self.gaps.in_words();
+        let (gaps, bytes_lost) = std::mem::take(&mut self.gaps).into_parts();
         report.recorded = Some(Recorded {
             ticks: self.ticks,
             until_s: self.last_ms as f64 / 1e3,
             reports: self.reports,
+            report_s: (self.reports > 0).then_some(self.report_ms as f64 / 1e3),
             bytes: self.bytes,
             sites: self.sites.len() as u64,
             available_kb: points(&self.available),
             damage,
+            gaps,
+            bytes_lost,
         });
-    }
-}
-
-/// The blocks of a file.
-struct Frames {
-    file: BufReader<File>,
-    read: u64,
-}
-
-impl Frames {
-    fn open(path: &Path) -> Result<Self> {
-        let name = path.display();
-        let file = File::open(path).with_context(|| format!("cannot read the recording {name}"))?;
-        let mut file = BufReader::new(file);
-        let mut magic = [0; MAGIC.len()];
-        file.read_exact(&mut magic).with_context(|| format!("{name} is no recording"))?;
-        if magic[..7] != MAGIC[..7] {
-            bail!("{name} is no recording");
-        }
-        if magic != MAGIC {
-            bail!("{name} is a recording of version {}, and this leaktrace reads {}", magic[7], MAGIC[7]);
-        }
-        Ok(Self { file, read: MAGIC.len() as u64 })
-    }
-
-    /// The next packed block; `None` at the end, also where the last frame was cut off by it.
-    fn packed(&mut self) -> Option<Result<Vec<u8>, String>> {
-        let mut head = [0; 8];
-        self.file.read_exact(&mut head).ok()?;
-        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        let (length, sum) = (word(0), word(4));
-        let damaged = |what: &str| Some(Err(format!("{what} at byte {}", self.read)));
-        if length > LARGEST_FRAME {
-            return damaged("there is a frame that is too large");
-        }
-        let mut packed = Vec::new();
-        let wanted = u64::from(length);
-        if self.file.by_ref().take(wanted).read_to_end(&mut packed).ok()? < length as usize {
-            return None;
-        }
-        if crc32fast::hash(&packed) != sum {
-            return damaged("there is a damaged frame");
-        }
-        self.read += wanted + head.len() as u64;
-        Some(Ok(packed))
-    }
-}
-
-impl Iterator for Frames {
-    type Item = Result<Block, String>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let packed = match self.packed()? {
-            Ok(packed) => packed,
-            Err(damage) => return Some(Err(damage)),
-        };
-        let mut bytes = Vec::new();
-        let unpacked = zstd::stream::read::Decoder::new(packed.as_slice())
-            .and_then(|decoder| decoder.take(LARGEST_BLOCK + 1).read_to_end(&mut bytes));
-        let block = match unpacked {
-            Ok(_) if bytes.len() as u64 <= LARGEST_BLOCK => Block::decode(bytes.as_slice()).ok(),
-            _ => None,
-        };
-        Some(block.ok_or_else(|| format!("there is no block in the frame before byte {}", self.read)))
     }
 }

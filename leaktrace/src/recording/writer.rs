@@ -18,9 +18,13 @@ use super::{
 };
 use crate::{report::model::Report, tracer::Level};
 
-/// Ticks in a block, and how long one is kept back at most: what a kill loses.
+/// Ticks in a block, and how long one is kept back at most: what a kill loses. At first it is so small a part of the time since
+/// the start.
 const TICKS: usize = 60;
 const LONGEST_MS: u64 = 20_000;
+const PART: u64 = 4;
+/// After so long all sites are told anew, and where they stand: damage takes no longer part of them.
+const ANEW_MS: u64 = 600_000;
 /// How hard zstd tries: more costs more than it saves.
 const EFFORT: i32 = 6;
 
@@ -33,6 +37,14 @@ pub struct Start {
     pub started: String,
     /// Which boot.
     pub boot_id: String,
+    /// The machine, as `uname -m` says.
+    pub architecture: String,
+    /// CPUs online.
+    pub cpus: u32,
+    /// Memory.
+    pub memory_kb: u64,
+    /// Age from which a live object is a survivor.
+    pub min_age_s: f64,
 }
 
 /// A recording that is being written.
@@ -50,6 +62,10 @@ pub struct Recorder {
     ticks: Vec<(u64, u64, Vec<Level>)>,
     /// Where each site stood in the last block.
     last: FxHashMap<u32, Level>,
+    /// Milliseconds since the start: of the last tick, of the last one that was written, and of when all sites were told.
+    at_ms: u64,
+    written_ms: u64,
+    told_ms: u64,
 }
 
 impl Recorder {
@@ -65,6 +81,11 @@ impl Recorder {
             started: start.started.clone(),
             boot_id: start.boot_id.clone(),
             part: 0,
+            version: MAGIC[7].into(),
+            architecture: start.architecture.clone(),
+            cpus: start.cpus,
+            memory_kb: start.memory_kb,
+            min_age_s: start.min_age_s,
         };
         // What another recording left would be taken for a part of this one.
         let _ = fs::remove_file(older(path));
@@ -79,6 +100,9 @@ impl Recorder {
             sites: Vec::new(),
             ticks: Vec::new(),
             last: FxHashMap::default(),
+            at_ms: 0,
+            written_ms: 0,
+            told_ms: 0,
         };
         recorder.begin()?;
         Ok(recorder)
@@ -94,7 +118,7 @@ impl Recorder {
         self.header.part + 1
     }
 
-    /// Notes where all sites stand; `describe` says of a new one what it is: call site, family, cache, object size.
+    /// Notes where all sites stand; `describe` says of a new one what it is.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -103,16 +127,21 @@ impl Recorder {
         at_ms: u64,
         available_kb: u64,
         levels: Vec<Level>,
-        describe: impl Fn(u32) -> (u64, String, String, u32),
+        describe: impl Fn(u32) -> Site,
     ) -> Result<()> {
-        for level in &levels {
-            if self.told.insert(level.site) {
-                let (call_site, family, cache, object_size) = describe(level.site);
-                self.sites.push(Site { id: level.site, address: call_site, family, cache, object_size });
-            }
+        if at_ms.saturating_sub(self.told_ms) >= ANEW_MS {
+            self.flush()?;
+            self.told.clear();
+            self.last.clear();
+            self.told_ms = at_ms;
         }
+        self.sites.extend(
+            levels.iter().filter(|level| self.told.insert(level.site)).map(|level| describe(level.site)),
+        );
+        self.at_ms = at_ms;
         self.ticks.push((at_ms, available_kb, levels));
-        if self.ticks.len() >= TICKS || at_ms.saturating_sub(self.ticks[0].0) >= LONGEST_MS {
+        let kept_back = at_ms.saturating_sub(self.written_ms);
+        if self.ticks.len() >= TICKS || kept_back >= LONGEST_MS.min(at_ms / PART) {
             self.flush()?;
         }
         Ok(())
@@ -125,7 +154,8 @@ impl Recorder {
     pub fn report(&mut self, report: &Report) -> Result<()> {
         self.flush()?;
         let report = serde_json::to_vec(report).context("cannot write JSON")?;
-        self.write(&Block { report, ..Block::default() })?;
+        let header = Some(self.header.clone());
+        self.write(&Block { header, report, report_ms: self.at_ms, ..Block::default() })?;
         self.file.sync_data().with_context(|| self.unwritable())
     }
 
@@ -140,6 +170,7 @@ impl Recorder {
             return Ok(());
         }
         let packed = self.pack(&ticks);
+        self.written_ms = self.at_ms;
         self.write(&Block { sites, ticks: packed, ..Block::default() })?;
         if self.bytes >= self.most / 2 {
             self.rotate()?;
@@ -217,7 +248,11 @@ impl Recorder {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).with_context(|| self.unwritable())?;
+        if let Err(error) = self.file.write_all(bytes) {
+            // On a full disk a part of it may be there: what is whole ends before it. Where that is refused, a reader finds out.
+            let _ = self.file.set_len(self.bytes);
+            return Err(error).with_context(|| self.unwritable());
+        }
         self.bytes += bytes.len() as u64;
         Ok(())
     }

@@ -15,7 +15,7 @@ pub struct Finding {
     pub site: usize,
     /// From 1.
     pub rank: usize,
-    /// `leak`, `suspect`, `plateau`, `cache` or `churn`.
+    /// `leak`, `suspect`, `plateau`, `cache` or `churn`; of a recording's ticks alone `unknown`.
     pub verdict: Word,
     /// Whether a baseline has it already.
     #[serde(default)]
@@ -197,7 +197,8 @@ pub struct Growth {
     /// What became of the survivors of a look near the middle of the time; `null` where there was none.
     #[serde(default)]
     pub stayed: Option<Stayed>,
-    /// `steady`, `bursty`, `step`, `plateau`, `sawtooth` or `unclear`.
+    /// `steady`, `bursty`, `step`, `plateau`, `sawtooth` or `unclear`; `ticks` where only live objects at a recording's ticks are
+    /// known, and `bytes_per_s` is theirs.
     #[serde(default)]
     pub shape: Word,
     /// Bytes of the survivors over time: seconds since the start, and bytes.
@@ -323,7 +324,7 @@ impl Growth {
 
     /// The same in words; of what does not grow its shape.
     pub fn in_words(&self) -> String {
-        if matches!(&*self.shape, "steady" | "bursty") {
+        if matches!(&*self.shape, "steady" | "bursty" | "ticks") {
             units::rate(self.bytes_per_s)
         } else {
             escape(&self.shape).into_owned()

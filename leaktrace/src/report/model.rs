@@ -86,14 +86,46 @@ pub struct Recorded {
     pub until_s: f64,
     /// Reports.
     pub reports: u64,
+    /// The tick that this report is of, since the start; `null` where there was no report yet, and findings are what ticks alone
+    /// tell: live objects, and not how old they are.
+    #[serde(default)]
+    pub report_s: Option<f64>,
     /// Bytes that were read.
     pub bytes: u64,
     /// Sites that were seen.
     pub sites: u64,
     /// `MemAvailable` over time: seconds since the start, and kilobytes.
     pub available_kb: Vec<(f32, f32)>,
-    /// What is wrong with the file, if its end cannot be read.
+    /// What of the file is not readable, in words.
     pub damage: Option<String>,
+    /// The same in numbers: the first hundred gaps.
+    #[serde(default)]
+    pub gaps: Vec<Gap>,
+    /// Bytes of all gaps.
+    #[serde(default)]
+    pub bytes_lost: u64,
+}
+
+/// Part of a recording that is not readable.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Gap {
+    /// The file.
+    pub file: String,
+    /// Where in it.
+    pub at_byte: u64,
+    /// How much.
+    pub bytes: u64,
+    /// The last tick before it, since the start; 0 where there is none.
+    pub from_s: f64,
+    /// The first tick after it; `null` where there is none.
+    pub to_s: Option<f64>,
+}
+
+impl Report {
+    /// Whether it was made of a recording's ticks alone.
+    pub fn is_of_ticks(&self) -> bool {
+        self.recorded.as_ref().is_some_and(|recorded| recorded.report_s.is_none())
+    }
 }
 
 /// What a place in the kernel's source holds.

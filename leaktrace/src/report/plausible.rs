@@ -1,22 +1,65 @@
 //! Whether the numbers of a report that was read can be: an edited or damaged one must not be told as fact.
 
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+
+use super::model::{Report, SCHEMA};
 
 /// Numbers that may be below 0.
 const SIGNED: [&str; 3] = ["net", "bytes_per_s", "score"];
 /// Shares in percent and probabilities, and what they are at most; rounding may add a little.
 const SHARES: [(&str, f64); 2] = [("percent", 100.000_1), ("walk", 1.000_1)];
 /// Times of a trace in seconds: none took longer than a hundred years.
-const TIMES: [&str; 7] = ["duration_s", "min_age_s", "oldest_s", "age_s", "after_s", "until_s", "watched_s"];
+const TIMES: [&str; 10] = [
+    "duration_s",
+    "min_age_s",
+    "oldest_s",
+    "age_s",
+    "after_s",
+    "until_s",
+    "watched_s",
+    "report_s",
+    "from_s",
+    "to_s",
+];
 const LONGEST_S: f64 = 100.0 * 366.0 * 86_400.0;
 /// No amount is larger than the address space, and no count.
 const LARGEST: f64 = 18_446_744_073_709_551_616.0;
+
+/// Reads a report of this version, whose numbers can be; `name` is what errors call it.
+///
+/// # Errors
+/// When the text is none, or names the first field whose number cannot be.
+pub fn parse(text: &[u8], name: &str) -> Result<Report> {
+    let value: Value =
+        serde_json::from_slice(text).with_context(|| format!("{name} is no report: it is no JSON"))?;
+    match value["schema"].as_str() {
+        Some(SCHEMA) => {}
+        Some(other) => bail!("{name} has the schema {other}, not {SCHEMA}"),
+        None => bail!("{name} is no report: make one with `leaktrace --format json --output FILE`"),
+    }
+    said(check(&value), name)?;
+    serde_json::from_value(value).with_context(|| format!("{name} is no whole report"))
+}
+
+/// The same of what was read from elsewhere and put into a report.
+///
+/// # Errors
+/// Names the first field whose number cannot be.
+pub fn check_report(report: &Report, name: &str) -> Result<()> {
+    let value = serde_json::to_value(report).context("cannot write JSON")?;
+    said(check(&value), name)
+}
+
+fn said(checked: Result<(), String>, name: &str) -> Result<()> {
+    checked.map_err(|what| anyhow::anyhow!("{name} is no report that leaktrace wrote: {what}"))
+}
 
 /// Looks at each number.
 ///
 /// # Errors
 /// Names the first field whose number cannot be, with that number.
-pub fn check(report: &Value) -> Result<(), String> {
+fn check(report: &Value) -> Result<(), String> {
     walk(report, "", &mut Vec::new())
 }
 

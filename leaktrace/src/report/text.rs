@@ -70,6 +70,9 @@ fn write_report(out: &mut String, report: &Report, style: &Style) -> fmt::Result
     cost(out, report, style)
 }
 
+/// Seconds by which a report has to be older than what is asked for to be told so.
+const EARLIER: f64 = 1.0;
+
 fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     for unload in report.unloads.iter().filter(|unload| unload.left.objects > 0) {
         let text = format!(
@@ -98,18 +101,20 @@ fn headline(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
         said(out, style, "0", "", &text)?;
     }
     if let Some(recorded) = &report.recorded {
-        let text = format!(
-            "From a recording: {} in {}, {} of {} sites.{}",
+        let mut text = format!(
+            "From a recording: {} in {}, {} of {} sites.",
             units::plural(recorded.ticks as usize, "tick"),
             units::seconds(recorded.until_s),
             units::bytes(recorded.bytes as f64),
-            units::count(recorded.sites),
-            match &recorded.damage {
-                Some(damage) => format!(" It cannot be read to its end: {}.", escape(damage)),
-                None => String::new(),
-            }
+            units::count(recorded.sites)
         );
+        if let Some(report_s) = recorded.report_s.filter(|report_s| report_s + EARLIER < recorded.until_s) {
+            let _ = write!(text, " Its last report up to then is of {}.", units::seconds(report_s));
+        }
         said(out, style, "0", "", &text)?;
+        if let Some(damage) = &recorded.damage {
+            said(out, style, "1;33", "damaged", &format!("Not readable: {}.", escape(damage)))?;
+        }
     }
     Ok(())
 }
@@ -263,6 +268,9 @@ fn coverage(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
         }
         paragraph(out, 2, style.width, &text)?;
     }
+    if report.is_of_ticks() {
+        return Ok(());
+    }
     let text = format!("Lost: {}.", lost(&report.coverage.lost));
     paragraph(out, 0, style.width, &text)
 }
@@ -292,6 +300,9 @@ fn lost(lost: &LostReport) -> String {
 }
 
 fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
+    if report.is_of_ticks() {
+        return Ok(());
+    }
     let overhead = &report.overhead;
     let programs = overhead.cpu_percent.map_or_else(
         || "not measured (the kernel would not say)".to_owned(),

@@ -50,8 +50,15 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     if let Some(filters) = report.filters.in_words() {
         writeln!(out, "* {}", plain(&filters))?;
     }
-    let findings: Vec<&Finding> =
-        report.findings.iter().filter(|finding| finding.is_of_note()).take(TOLD).collect();
+    if let Some(damage) = report.recorded.as_ref().and_then(|recorded| recorded.damage.as_ref()) {
+        writeln!(out, "* not readable of the recording: {}", plain(damage))?;
+    }
+    let findings: Vec<&Finding> = report
+        .findings
+        .iter()
+        .filter(|finding| finding.is_of_note() || report.is_of_ticks())
+        .take(TOLD)
+        .collect();
     for group in &report.groups {
         let ranks: Vec<String> = group.findings.iter().map(ToString::to_string).collect();
         writeln!(
@@ -83,12 +90,19 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
     for finding in &findings {
         in_full(out, finding)?;
     }
+    not_seen(out, report)
+}
+
+fn not_seen(out: &mut String, report: &Report) -> fmt::Result {
     writeln!(out, "\n### Not seen\n")?;
     for spot in &report.coverage.blind_spots {
         writeln!(out, "* {}: {}", plain(&spot.path), plain(&spot.effect))?;
     }
     if report.coverage.sampling > 1 {
         writeln!(out, "* 1 in {} addresses was tracked, and counts are scaled", report.coverage.sampling)?;
+    }
+    if report.is_of_ticks() {
+        return Ok(());
     }
     let lost = &report.coverage.lost;
     writeln!(

@@ -54,7 +54,7 @@
     const place = frame.symbol ? (frame.inlined ? frame.symbol : `${frame.symbol}+${hex(frame.offset)}`) : frame.address;
     return frame.module ? `${place} [${frame.module}]` : place;
   }
-  const grows = (finding) => finding.growth.shape === "steady" || finding.growth.shape === "bursty";
+  const grows = (finding) => ["steady", "bursty", "ticks"].includes(finding.growth.shape);
 
   // Points as a path in a box of a width and a height; the lowest line is 0.
   function path(points, width, height) {
@@ -125,7 +125,7 @@
   let report = data.report;
   const key = (finding) => `${label(finding.responsible)} ${finding.cache} ${finding.family} ${label(finding.call_site)}`;
 
-  const VERDICTS = ["leak", "suspect", "plateau", "cache", "churn"];
+  const VERDICTS = ["leak", "suspect", "plateau", "cache", "churn", "unknown"];
   const rank = (verdict) => (VERDICTS.includes(verdict) ? VERDICTS.indexOf(verdict) : VERDICTS.length);
   const verdict = (finding) => make("span", { class: `verdict ${VERDICTS.includes(finding.verdict) ? finding.verdict : ""}` }, finding.known ? "known" : finding.verdict);
   const FINDINGS = [
@@ -215,15 +215,16 @@
     const refused = hooks.filter((hook) => !hook.attached);
     const lost = Object.entries(report.coverage.lost).filter(([, number]) => number > 0);
     const cost = report.overhead;
+    const ofTicks = report.recorded && report.recorded.report_s === null;
     get("coverage").replaceChildren(make("div", { class: "columns" },
       part(`${hooks.length - refused.length} of ${hooks.length} hooks`, list(refused.map((hook) => `${hook.name}: ${hook.error ?? "not attached"}`))),
       part("Not seen", list(report.coverage.blind_spots.map((spot) => `${spot.path}: ${spot.effect}`))),
-      part("Lost", list(lost.length ? lost.map(([name, number]) => `${name.replaceAll("_", " ")}: ${count(number)}`) : ["nothing"])),
-      part("Cost", list([
+      part("Lost", list(lost.length ? lost.map(([name, number]) => `${name.replaceAll("_", " ")}: ${count(number)}`) : [ofTicks ? "not known" : "nothing"])),
+      part("Cost", list(ofTicks ? ["not known"] : [
         cost.cpu_percent === null ? "programs in the kernel: not measured" : `programs in the kernel: ${cost.cpu_percent.toFixed(2)} % of all CPUs`,
         `beside them ${cost.user_space_cpu_s.toFixed(2)} s of CPU time in ${seconds(report.window.duration_s)}`,
         `tables of ${bytes(cost.tables_kb * 1024)} for ${count(cost.max_objects)} objects`,
-        ...(report.recorded ? [`recording of ${count(report.recorded.ticks)} ticks, ${bytes(report.recorded.bytes)}${report.recorded.damage ? `; cannot be read to its end: ${report.recorded.damage}` : ""}`] : []),
+        ...(report.recorded ? [`recording of ${count(report.recorded.ticks)} ticks, ${bytes(report.recorded.bytes)}${report.recorded.damage ? `; not readable: ${report.recorded.damage}` : ""}`] : []),
         report.coverage.sampling > 1 ? `1 in ${count(report.coverage.sampling)} addresses was tracked` : "every address was tracked",
       ])),
       report.recorded ? part("Memory available over the recording", growthChart(report.recorded.available_kb.map(([at, kb]) => [at, kb * 1024]), bytes, "Memory available")) : null));
