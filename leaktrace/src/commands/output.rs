@@ -52,7 +52,7 @@ pub(super) fn width() -> usize {
 }
 
 /// Narrower terminals wrap lines, and wider ones leave room.
-const NARROWEST: usize = 60;
+const NARROWEST: usize = 40;
 const WIDEST: usize = 160;
 
 /// The place for a report, found writable before anything is traced.

@@ -3,9 +3,10 @@
 use std::fmt::{self, Write as _};
 
 use super::{
+    columns::{Columns, shorten_place},
     escape,
     model::{Finding, Frame, Group, Report},
-    page::{plain_table, right_aligned, shorten, trimmed, wrap},
+    page::{shorten, wrap},
     text::{Style, paint},
 };
 use crate::units;
@@ -16,6 +17,8 @@ const TOLD: usize = 3;
 const FRAMES: usize = 12;
 /// Where the text of a finding begins.
 const INDENT: usize = 10;
+/// Where later lines of its head begin.
+const HANGING: usize = 4;
 /// From this width on the table has all its columns.
 const ROOMY: usize = 96;
 
@@ -50,15 +53,14 @@ pub fn lines<'a>(report: &'a Report) -> Vec<(&'a Finding, Option<&'a Group>)> {
 /// What a group consists of.
 fn members(out: &mut String, report: &Report, group: &Group, style: &Style) -> fmt::Result {
     let what = format!(
-        "{:>2}  suspect  {} {}: {} in {}, {}",
-        group.findings.first().copied().unwrap_or_default(),
+        "suspect  {} {}: {} in {}, {}",
         group.who(),
         group.what(),
         units::bytes(group.live.bytes as f64),
         group.kinds(),
         units::rate(group.bytes_per_s)
     );
-    writeln!(out, "\n{}", paint(style, "1", &what))?;
+    heading(out, style, group.findings.first().copied().unwrap_or_default(), &what)?;
     let of = report.findings.iter().filter(|finding| group.findings.contains(&finding.rank));
     for (index, finding) in of.enumerate() {
         let text = format!(
@@ -74,56 +76,72 @@ fn members(out: &mut String, report: &Report, group: &Group, style: &Style) -> f
 
 fn table(report: &Report, style: &Style) -> String {
     let roomy = style.width >= ROOMY;
-    let mut table = plain_table();
-    let mut header = vec!["#", "verdict", "where", "cache", "live", "bytes", "growth"];
-    if roomy {
-        header.extend(["freed", "oldest"]);
-    }
-    table.set_header(header);
-    let shown = lines(report)
+    // Where there is less room than for these, the table leaves columns out.
+    let (place_width, cache_width) =
+        if roomy { (style.width - 66, 18) } else { (style.width.max(80) - 58, 12) };
+    let shown: Vec<_> = lines(report)
         .into_iter()
         .enumerate()
-        .filter(|(index, (finding, _))| *index < style.top || finding.verdict == "leak");
-    for (_, (finding, group)) in shown {
-        let (place_width, cache_width) =
-            if roomy { (style.width - 66, 18) } else { (style.width.saturating_sub(58).max(12), 12) };
-        let mut row = vec![
-            finding.rank.to_string(),
-            if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() },
-            place(&finding.responsible, place_width),
-            shorten(&escape(&finding.what()), cache_width),
-            units::count(finding.live.objects),
-            units::bytes(finding.live.bytes as f64),
-            finding.growth.in_words(),
-        ];
-        if let Some(group) = group {
-            row[2] = shorten(&group.who(), place_width);
-            row[3] = shorten(&group.keeps.clone().unwrap_or_else(|| group.kinds()), cache_width);
-            row[4] = units::count(group.live.objects);
-            row[5] = units::bytes(group.live.bytes as f64);
-            row[6] = units::rate(group.bytes_per_s);
-        }
-        if roomy {
-            row.push(share_freed(finding));
-            row.push(units::seconds(finding.survivors.oldest_s));
-        }
-        table.add_row(row);
+        .filter(|(index, (finding, _))| *index < style.top || finding.verdict == "leak")
+        .map(|(_, line)| line)
+        .collect();
+    let cells = |of_one: &dyn Fn(&Finding) -> String, of_group: &dyn Fn(&Group) -> String| -> Vec<String> {
+        shown.iter().map(|(finding, group)| group.map_or_else(|| of_one(finding), of_group)).collect()
+    };
+    let each = |cell: &dyn Fn(&Finding) -> String| -> Vec<String> {
+        shown.iter().map(|(finding, _)| cell(finding)).collect()
+    };
+    let verdict = |finding: &Finding| {
+        if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() }
+    };
+    let keeps = |group: &Group| group.keeps.clone().unwrap_or_else(|| group.kinds());
+    let mut columns = Columns::default()
+        .right(2, "#", each(&|finding| finding.rank.to_string()))
+        .left(0, "verdict", each(&verdict))
+        .place(
+            0,
+            "where",
+            cells(&|finding| place(&finding.responsible, place_width), &|group| {
+                shorten(&group.who(), place_width)
+            }),
+        )
+        .left(
+            4,
+            "cache",
+            cells(&|finding| shorten(&escape(&finding.what()), cache_width), &|group| {
+                shorten(&keeps(group), cache_width)
+            }),
+        )
+        .right(
+            3,
+            "live",
+            cells(&|finding| units::count(finding.live.objects), &|group| units::count(group.live.objects)),
+        )
+        .right(
+            1,
+            "bytes",
+            cells(&|finding| units::bytes(finding.live.bytes as f64), &|group| {
+                units::bytes(group.live.bytes as f64)
+            }),
+        )
+        .right(
+            0,
+            "growth",
+            cells(&|finding| finding.growth.in_words(), &|group| units::rate(group.bytes_per_s)),
+        );
+    if roomy {
+        columns = columns.right(6, "freed", each(&share_freed)).right(
+            5,
+            "oldest",
+            each(&|finding| units::seconds(finding.survivors.oldest_s)),
+        );
     }
-    right_aligned(&mut table, &[0, 4, 5, 6, 7, 8]);
-    trimmed(&table)
+    columns.lines(style.width)
 }
 
 /// Where a frame lies in so many characters: of a long name the module is what must be seen.
 pub fn place(frame: &Frame, limit: usize) -> String {
-    let label = frame.label();
-    let label = escape(&label);
-    match (label.rsplit_once(' '), &frame.module) {
-        (Some((symbol, module)), Some(_)) if label.chars().count() > limit => {
-            let room = limit.saturating_sub(module.chars().count() + 1).max(limit / 2);
-            shorten(&format!("{} {module}", shorten(symbol, room)), limit)
-        }
-        _ => shorten(&label, limit),
-    }
+    shorten_place(&escape(&frame.label()), limit)
 }
 
 /// How much of what a site allocated was freed; 100 % only if it is all.
@@ -132,19 +150,22 @@ pub fn share_freed(finding: &Finding) -> String {
     if value > 99.0 && value < 100.0 { "99 %".into() } else { format!("{value:.0} %") }
 }
 
+/// The first line of a finding or a group, and what of it does not fit.
+fn heading(out: &mut String, style: &Style, rank: usize, text: &str) -> fmt::Result {
+    let lines = wrap(text, style.width - HANGING);
+    let text: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
+    let text = text.join(&format!("\n{:HANGING$}", ""));
+    writeln!(out, "\n{}", paint(style, "1", &format!("{rank:>2}  {text}")))
+}
+
 /// Writes all of a finding.
 ///
 /// # Errors
 /// As writing to `out` has.
 pub fn in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
     let known = if finding.known { " (known from the baseline)" } else { "" };
-    let head = format!(
-        "{:>2}  {}  {}{known}",
-        finding.rank,
-        escape(&finding.verdict),
-        escape(&finding.responsible.label())
-    );
-    writeln!(out, "\n{}", paint(style, "1", &head))?;
+    let head = format!("{}  {}{known}", escape(&finding.verdict), escape(&finding.responsible.label()));
+    heading(out, style, finding.rank, &head)?;
     let labelled = |out: &mut String, label: &str, text: &str| labelled(out, style.width, label, text);
     if let Some(line) = source_line(&finding.responsible) {
         labelled(out, "line", &line)?;

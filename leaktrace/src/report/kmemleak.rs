@@ -5,11 +5,12 @@ use std::fmt::{self, Write as _};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    columns::Columns,
+    columns::{Columns, shorten_place},
     escape,
     finding::Amount,
+    findings::place,
     model::Report,
-    page::{paragraph, shorten},
+    page::paragraph,
 };
 use crate::{
     analysis::witness::{self, Comparison},
@@ -191,13 +192,9 @@ fn write(out: &mut String, report: &Report, kmemleak: &KmemleakReport, width: us
     if !rows.is_empty() {
         let columns = Columns::default()
             .right(0, "#", rows.iter().map(|(finding, _)| finding.rank.to_string()))
-            .left(1, "verdict", rows.iter().map(|(finding, _)| escape(&finding.verdict).into_owned()))
-            .left(
-                0,
-                "where",
-                rows.iter().map(|(finding, _)| shorten(&escape(&finding.responsible.label()), 40)),
-            )
-            .right(0, "both", rows.iter().map(|(_, side)| units::count(side.both.objects)))
+            .left(2, "verdict", rows.iter().map(|(finding, _)| escape(&finding.verdict).into_owned()))
+            .place(0, "where", rows.iter().map(|(finding, _)| place(&finding.responsible, 40)))
+            .right(1, "both", rows.iter().map(|(_, side)| units::count(side.both.objects)))
             .right(0, "only here", rows.iter().map(|(_, side)| units::count(side.only_here.objects)))
             .right(0, "only there", rows.iter().map(|(_, side)| units::count(side.only_there.objects)));
         writeln!(out, "{}", columns.lines(width))?;
@@ -214,13 +211,17 @@ fn write(out: &mut String, report: &Report, kmemleak: &KmemleakReport, width: us
         }
     }
     if !kmemleak.others.is_empty() {
-        let place = |other: &KmemleakOther| match &other.module {
+        let label = |other: &KmemleakOther| match &other.module {
             Some(module) => format!("{} [{module}]", other.function),
             None => other.function.clone(),
         };
         let others = || kmemleak.others.iter().take(10);
         let columns = Columns::default()
-            .left(0, "Only in kmemleak's list", others().map(|other| shorten(&escape(&place(other)), 40)))
+            .place(
+                0,
+                "Only in kmemleak's list",
+                others().map(|other| shorten_place(&escape(&label(other)), 40)),
+            )
             .right(0, "objects", others().map(|other| units::count(other.objects)))
             .right(0, "bytes", others().map(|other| units::bytes(other.bytes as f64)))
             .right(1, "oldest", others().map(|other| other.oldest_s.map_or_else(String::new, units::seconds)))

@@ -215,3 +215,24 @@ pub fn report(verdict: &'static str) -> Report {
     report.headline = super::headline::headline(&report);
     report
 }
+
+/// The widths that everything is shown in.
+pub const WIDTHS: std::ops::RangeInclusive<usize> = 40..=140;
+
+/// Fails unless a text fits a width, but for words that cannot be broken and commands that are copied, and unless its
+/// numbers are those of the widest text: whole, or not there.
+pub fn assert_fits(text: &str, widest: &str, width: usize) {
+    let numbers = |text: &str| -> std::collections::BTreeSet<String> {
+        let is_number = |word: &&str| {
+            word.trim_start_matches(['+', '-']).starts_with(|first: char| first.is_ascii_digit())
+        };
+        text.split_whitespace().filter(is_number).map(str::to_owned).collect()
+    };
+    for line in text.lines() {
+        let may =
+            line.contains("next:") || line.split_whitespace().any(|word| word.chars().count() > width - 12);
+        assert!(may || line.chars().count() <= width, "at {width}: {line}");
+    }
+    let torn: Vec<_> = numbers(text).difference(&numbers(widest)).cloned().collect();
+    assert!(torn.is_empty(), "at {width}: {torn:?} in {text}");
+}

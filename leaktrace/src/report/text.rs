@@ -7,9 +7,10 @@ use super::{
     escape, findings,
     findings::place,
     kmemleak,
-    model::{Account, Cache, LostReport, Report},
-    page::{WIDTH, paragraph, plain_table, right_aligned, shorten, trimmed, wrap},
+    model::{Account, Cache, LostReport, Module, Report},
+    page::{WIDTH, paragraph, shorten, wrap},
     reach,
+    unload::LeftSite,
 };
 use crate::units;
 
@@ -52,7 +53,7 @@ fn write_report(out: &mut String, report: &Report, style: &Style) -> fmt::Result
     headline(out, report, style)?;
     if !report.findings.is_empty() {
         findings::write(out, report, style)?;
-        modules(out, report)?;
+        modules(out, report, style)?;
     }
     unloads(out, report, style)?;
     caches(out, report, style)?;
@@ -126,23 +127,19 @@ fn said(out: &mut String, style: &Style, colour: &str, verdict: &str, text: &str
     writeln!(out, "{}", paint(style, colour, &format!("{verdict:<7}  {text}")))
 }
 
-fn modules(out: &mut String, report: &Report) -> fmt::Result {
+fn modules(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     let loadable: Vec<_> = report.modules.iter().filter(|module| module.name != "vmlinux").take(8).collect();
     if loadable.is_empty() {
         return Ok(());
     }
-    writeln!(out, "\nModules that keep objects")?;
-    for module in loadable {
-        writeln!(
-            out,
-            "  {:<24} {:>10} {:>10} survive {:>14}",
-            shorten(&escape(&module.name), 24),
-            units::plural(module.findings, "site"),
-            units::bytes(module.survivor_bytes as f64),
-            units::rate(module.bytes_per_s)
-        )?;
-    }
-    Ok(())
+    let cells =
+        |cell: &dyn Fn(&Module) -> String| loadable.iter().map(|module| cell(module)).collect::<Vec<_>>();
+    let columns = Columns::default()
+        .left(0, "Modules that keep objects", cells(&|module| shorten(&escape(&module.name), 24)))
+        .right(2, "sites", cells(&|module| units::count(module.findings as u64)))
+        .right(1, "surviving", cells(&|module| units::bytes(module.survivor_bytes as f64)))
+        .right(0, "growth", cells(&|module| units::rate(module.bytes_per_s)));
+    writeln!(out, "\n{}", columns.lines(style.width))
 }
 
 /// What watched modules left behind when they were removed.
@@ -150,25 +147,30 @@ fn unloads(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     for unload in &report.unloads {
         let (module, after) = (escape(&unload.module), units::seconds(unload.after_s));
         if unload.sites.is_empty() {
-            writeln!(out, "\n{module} was removed after {after}, and left nothing that was traced.")?;
+            writeln!(out)?;
+            let text = format!("{module} was removed after {after}, and left nothing that was traced.");
+            paragraph(out, 0, style.width, &text)?;
             continue;
         }
-        writeln!(out, "\nLeft behind by {module}, removed after {after}")?;
-        for site in &unload.sites {
-            writeln!(
-                out,
-                "  {:<44} {:<18} {:>10} {:>10}",
-                place(&site.function, 44),
-                shorten(&escape(&site.cache), 18),
-                units::count(site.left.objects),
-                units::bytes(site.left.bytes as f64)
-            )?;
-        }
+        writeln!(out)?;
+        paragraph(out, 0, style.width, &format!("Left behind by {module}, removed after {after}"))?;
+        let cells = |cell: &dyn Fn(&LeftSite) -> String| unload.sites.iter().map(cell).collect::<Vec<_>>();
+        let columns = Columns::default()
+            .place(0, "where", cells(&|site| place(&site.function, 44)))
+            .left(2, "cache", cells(&|site| shorten(&escape(&site.cache), 18)))
+            .right(1, "objects", cells(&|site| units::count(site.left.objects)))
+            .right(0, "bytes", cells(&|site| units::bytes(site.left.bytes as f64)));
+        indented(out, columns, style)?;
         if let Some(doubt) = &unload.doubt {
             paragraph(out, 2, style.width, &escape(doubt))?;
         }
     }
     Ok(())
+}
+
+/// A table that belongs to the line above it.
+fn indented(out: &mut String, columns: Columns, style: &Style) -> fmt::Result {
+    columns.lines(style.width - 2).lines().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
 /// Growth of an account from which on it is told, in bytes.
@@ -194,23 +196,23 @@ fn accounts(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
 /// What went away when caches were dropped.
 fn shake(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     let Some(shake) = &report.shake else { return Ok(()) };
-    writeln!(
-        out,
-        "\nDropping dentries and inodes freed {} traced objects, {}",
+    writeln!(out)?;
+    let text = format!(
+        "Dropping dentries and inodes freed {} traced objects, {}",
         units::count(shake.freed.objects),
         units::bytes(shake.freed.bytes as f64)
-    )?;
-    for cache in shake.caches.iter().take(style.top.min(8)) {
-        writeln!(
-            out,
-            "  {:<28} {:>10} of {:<10} {:>10}",
-            shorten(&escape(&cache.cache), 28),
-            units::count(cache.freed.objects),
-            units::count(cache.before),
-            units::bytes(cache.freed.bytes as f64)
-        )?;
+    );
+    paragraph(out, 0, style.width, &text)?;
+    if shake.caches.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let shown = || shake.caches.iter().take(style.top.min(8));
+    let columns = Columns::default()
+        .left(0, "cache", shown().map(|cache| shorten(&escape(&cache.cache), 28)))
+        .right(0, "freed", shown().map(|cache| units::count(cache.freed.objects)))
+        .right(1, "of", shown().map(|cache| units::count(cache.before)))
+        .right(2, "bytes", shown().map(|cache| units::bytes(cache.freed.bytes as f64)));
+    indented(out, columns, style)
 }
 
 fn caches(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
@@ -219,28 +221,23 @@ fn caches(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     if shown.is_empty() {
         return Ok(());
     }
-    let mut table = plain_table();
-    table.set_header(["Caches that grew", "traced", "/proc/slabinfo", "", "merged with"]);
-    for cache in shown {
-        let change = cache.slabinfo.as_ref().map_or_else(
-            || "-".to_owned(),
-            |change| units::change(change.after as i64 - change.before as i64),
-        );
-        let aliases = match cache.aliases.as_slice() {
-            [] => String::new(),
-            [one] => escape(one).into_owned(),
-            [one, rest @ ..] => format!("{} and {} more", escape(one), rest.len()),
-        };
-        table.add_row([
-            shorten(&escape(&cache.name), 28),
-            units::change(cache.traced.net),
-            change,
-            escape(&cache.agreement).into_owned(),
-            shorten(&aliases, 28),
-        ]);
-    }
-    right_aligned(&mut table, &[1, 2]);
-    writeln!(out, "\n{}", trimmed(&table))?;
+    let cells = |cell: &dyn Fn(&Cache) -> String| shown.iter().map(|cache| cell(cache)).collect::<Vec<_>>();
+    let in_slabinfo = |cache: &Cache| {
+        let change = cache.slabinfo.as_ref().map(|change| change.after as i64 - change.before as i64);
+        change.map_or_else(|| "-".to_owned(), units::change)
+    };
+    let aliases = |cache: &Cache| match cache.aliases.as_slice() {
+        [] => String::new(),
+        [one] => escape(one).into_owned(),
+        [one, rest @ ..] => format!("{} and {} more", escape(one), rest.len()),
+    };
+    let columns = Columns::default()
+        .left(0, "Caches that grew", cells(&|cache| shorten(&escape(&cache.name), 28)))
+        .right(0, "traced", cells(&|cache| units::change(cache.traced.net)))
+        .right(0, "/proc/slabinfo", cells(&in_slabinfo))
+        .left(1, "", cells(&|cache| escape(&cache.agreement).into_owned()))
+        .left(2, "merged with", cells(&|cache| shorten(&aliases(cache), 28)));
+    writeln!(out, "\n{}", columns.lines(style.width))?;
     paragraph(
         out,
         2,
@@ -319,22 +316,30 @@ fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     if style.verbose {
         for program in &overhead.programs {
             if let Some(ns) = program.ns_per_run {
-                writeln!(
-                    out,
-                    "  {:<30} {ns:>6.0} ns per event, {} measured, {} missed",
+                let text = format!(
+                    "{:<30} {ns:>6.0} ns per event, {} measured, {} missed",
                     program.name,
                     units::count(program.runs),
                     units::count(program.recursion_misses)
-                )?;
+                );
+                row(out, style.width, &text)?;
             }
         }
-        writeln!(
-            out,
-            "  slowest scan of the tables {:.1} ms, ranking {:.1} ms",
+        let text = format!(
+            "slowest scan of the tables {:.1} ms, ranking {:.1} ms",
             overhead.slowest_scan_ms, overhead.ranking_ms
-        )?;
+        );
+        row(out, style.width, &text)?;
     }
     Ok(())
+}
+
+/// A line whose parts stand under those of others; a paragraph where there is no room for that.
+fn row(out: &mut String, width: usize, text: &str) -> fmt::Result {
+    if text.chars().count() + 2 <= width {
+        return writeln!(out, "  {text}");
+    }
+    paragraph(out, 2, width, &text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 pub(super) fn paint(style: &Style, code: &str, text: &str) -> String {

@@ -12,7 +12,10 @@ use super::{
     Mode, Screen, Sort, Tab, full,
     lists::{self, GAP, List},
 };
-use crate::{report::escape, units};
+use crate::{
+    report::{escape, page::wrap},
+    units,
+};
 
 /// Too small to show anything of use.
 const SMALLEST: (u16, u16) = (40, 8);
@@ -51,36 +54,33 @@ impl Screen {
             Constraint::Length(1),
         ])
         .areas(area);
-        frame.render_widget(self.status(), top);
+        frame.render_widget(self.status(area.width.into()), top);
         frame.render_widget(Paragraph::new(headline).wrap(Wrap { trim: true }), said);
-        frame.render_widget(self.tabs(), tabs);
+        frame.render_widget(self.tabs(area.width.into()), tabs);
         self.body(frame, body);
-        frame.render_widget(self.keys(), keys);
+        frame.render_widget(self.keys(area.width.into()), keys);
         if self.mode == Mode::Help {
             help(frame, area);
         }
     }
 
-    fn status(&self) -> Line<'_> {
-        let mut text = "leaktrace top".to_owned();
+    fn status(&self, width: usize) -> Line<'_> {
+        let busy = &self.busy;
+        let mut parts = vec![
+            (4, "leaktrace top".to_owned()),
+            (0, units::seconds(busy.elapsed_s)),
+            (3, format!("{} events/s", units::count(busy.events_per_s as u64))),
+            (1, format!("{} live", units::count(busy.live))),
+        ];
         if let Some(report) = &self.report {
-            text = format!("{text}  {}", escape(&report.kernel));
-        }
-        text = format!(
-            "{text}  {}  {} events/s  {} live",
-            units::seconds(self.busy.elapsed_s),
-            units::count(self.busy.events_per_s as u64),
-            units::count(self.busy.live)
-        );
-        if let Some(percent) = self.report.as_ref().and_then(|report| report.overhead.cpu_percent) {
-            text = format!("{text}  cost {percent:.2} %");
-        }
-        if let Some(sampling) = self.report.as_ref().map(|report| report.coverage.sampling)
-            && sampling > 1
-        {
-            text = format!("{text}  1 in {sampling} tracked");
+            parts.insert(1, (5, escape(&report.kernel).into_owned()));
+            parts.extend(report.overhead.cpu_percent.map(|percent| (2, format!("cost {percent:.2} %"))));
+            if report.coverage.sampling > 1 {
+                parts.push((1, format!("1 in {} tracked", report.coverage.sampling)));
+            }
         }
         let paused = if self.paused { "  PAUSED" } else { "" };
+        let text = fitting(parts, width.saturating_sub(paused.len()), "  ");
         Line::from(vec![Span::raw(text), Span::styled(paused, Style::new().add_modifier(Modifier::REVERSED))])
     }
 
@@ -101,9 +101,11 @@ impl Screen {
         ])
     }
 
-    fn tabs(&self) -> Line<'_> {
+    fn tabs(&self, width: usize) -> Line<'_> {
+        let all: usize = Tab::ALL.iter().map(|tab| tab.title().len() + 3).sum();
         let mut spans = Vec::new();
-        for tab in Tab::ALL {
+        // Where there is no room for all, the keys below tell that there are others.
+        for tab in Tab::ALL.into_iter().filter(|&tab| all <= width || tab == self.tab) {
             let style = if tab == self.tab {
                 Style::new().add_modifier(Modifier::REVERSED)
             } else {
@@ -122,14 +124,23 @@ impl Screen {
         Line::from(spans)
     }
 
-    fn keys(&self) -> Line<'static> {
-        let text = match self.mode {
-            Mode::Filter => "words to look for   Enter keep   Esc forget",
-            Mode::Full => "up/down scroll   Enter, Esc back   p pause   ? keys   q end",
-            Mode::List | Mode::Help => {
-                "Enter open   / filter   s sort   Tab lists   p pause   ? keys   q end"
+    fn keys(&self, width: usize) -> Line<'static> {
+        let keys: &[(u8, &str)] = match self.mode {
+            Mode::Filter => &[(2, "words to look for"), (0, "Enter keep"), (0, "Esc forget")],
+            Mode::Full => {
+                &[(3, "up/down scroll"), (1, "Enter, Esc back"), (4, "p pause"), (0, "? keys"), (0, "q end")]
             }
+            Mode::List | Mode::Help => &[
+                (1, "Enter open"),
+                (3, "/ filter"),
+                (4, "s sort"),
+                (2, "Tab lists"),
+                (5, "p pause"),
+                (0, "? keys"),
+                (0, "q end"),
+            ],
         };
+        let text = fitting(keys.iter().map(|&(rank, key)| (rank, key.to_owned())).collect(), width, "   ");
         Line::styled(text, Style::new().add_modifier(Modifier::DIM))
     }
 
@@ -153,7 +164,7 @@ impl Screen {
         let (list, row) = if self.tab == Tab::Findings {
             (lists::findings(&findings, area.width), chosen)
         } else {
-            let list = lists::others(self.tab, report);
+            let list = lists::others(self.tab, report, area.width);
             let row = self.row.min(list.rows.len().saturating_sub(1));
             (list, row)
         };
@@ -169,7 +180,7 @@ impl Screen {
     }
 }
 
-/// A list with a chosen row; `styles` are those of the second column's words.
+/// A list with a chosen row; `styles` are those of verdicts.
 fn table(frame: &mut Frame<'_>, area: Rect, list: List, chosen: usize, styles: &[Style]) {
     let cell = |text: String, right: bool| {
         Cell::from(Text::from(text).alignment(if right { Alignment::Right } else { Alignment::Left }))
@@ -177,14 +188,14 @@ fn table(frame: &mut Frame<'_>, area: Rect, list: List, chosen: usize, styles: &
     let widths: Vec<Constraint> = list
         .columns
         .iter()
-        .map(|&(_, width, _)| if width == 0 { Constraint::Fill(1) } else { Constraint::Length(width) })
+        .map(|column| if column.width == 0 { Constraint::Fill(1) } else { Constraint::Length(column.width) })
         .collect();
-    let right: Vec<bool> = list.columns.iter().map(|column| column.2).collect();
-    let header = list.columns.iter().map(|&(title, _, right)| cell(title.to_owned(), right));
+    let right: Vec<bool> = list.columns.iter().map(|column| column.right).collect();
+    let header = list.columns.iter().map(|column| cell(column.title.to_owned(), column.right));
+    let verdicts = list.columns.iter().position(|column| column.title == "verdict");
     let rows = list.rows.into_iter().enumerate().map(|(index, row)| {
         let cells = row.into_iter().enumerate().map(|(column, text)| {
-            let style =
-                if column == 1 { styles.get(index).copied().unwrap_or_default() } else { Style::new() };
+            let style = styles.get(index).filter(|_| verdicts == Some(column)).copied().unwrap_or_default();
             cell(text, right[column]).style(style)
         });
         Row::new(cells.collect::<Vec<_>>())
@@ -197,6 +208,18 @@ fn table(frame: &mut Frame<'_>, area: Rect, list: List, chosen: usize, styles: &
     frame.render_stateful_widget(table, area, &mut state);
 }
 
+/// Parts of a line, in their order, without those of the highest ranks where there is no room for them.
+fn fitting(mut parts: Vec<(u8, String)>, width: usize, between: &str) -> String {
+    loop {
+        let text = parts.iter().map(|(_, part)| part.as_str()).collect::<Vec<_>>().join(between);
+        let least = parts.iter().enumerate().max_by_key(|(_, (rank, _))| *rank);
+        match least.map(|(index, (rank, _))| (index, *rank)) {
+            Some((index, rank)) if rank > 0 && text.chars().count() > width => parts.remove(index),
+            _ => return text,
+        };
+    }
+}
+
 fn colour(verdict: &str) -> Style {
     match verdict {
         "leak" => Style::new().fg(Color::Red),
@@ -207,11 +230,16 @@ fn colour(verdict: &str) -> Style {
 }
 
 fn help(frame: &mut Frame<'_>, area: Rect) {
-    let (width, height) = (76.min(area.width), (HELP.len() as u16 + 2).min(area.height));
+    let width = 76.min(area.width);
+    let mut lines = Vec::new();
+    for (keys, what) in HELP {
+        for (index, part) in wrap(what, usize::from(width) - 21).into_iter().enumerate() {
+            lines.push(Line::from(format!(" {:<17} {part}", if index == 0 { keys } else { "" })));
+        }
+    }
+    let height = (lines.len() as u16 + 2).min(area.height);
     let place =
         Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
-    let lines: Vec<Line<'_>> =
-        HELP.iter().map(|(keys, what)| Line::from(format!(" {keys:<17} {what}"))).collect();
     frame.render_widget(Clear, place);
     frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" Keys ")), place);
 }

@@ -3,9 +3,11 @@
 use super::lists::heights;
 use crate::{
     report::{
+        columns::Columns,
         escape,
         findings::in_full,
         model::{Finding, Report},
+        page::paragraph,
         text::Style,
     },
     units,
@@ -20,8 +22,9 @@ const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇'
 /// Objects, stacks and lifetimes that are listed.
 const OBJECTS: usize = 20;
 const STACKS: usize = 8;
-/// Columns of the longest bar of lifetimes.
+/// Columns of the longest bar of lifetimes, and of what stands beside it.
 const BAR: f64 = 40.0;
+const BESIDE: usize = 30;
 
 /// The lines of a finding, in a width.
 pub(super) fn lines(finding: &Finding, width: usize) -> Vec<String> {
@@ -32,9 +35,9 @@ pub(super) fn lines(finding: &Finding, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().skip(1).map(str::to_owned).collect();
     lines.push(String::new());
     lines.extend(chart(finding, width));
-    lines.extend(lifetimes(finding));
-    lines.extend(stacks(finding));
-    lines.extend(objects(finding));
+    lines.extend(lifetimes(finding, width));
+    lines.extend(stacks(finding, width));
+    lines.extend(objects(finding, width));
     lines
 }
 
@@ -64,56 +67,75 @@ fn chart(finding: &Finding, width: usize) -> Vec<String> {
     lines
 }
 
-fn lifetimes(finding: &Finding) -> Vec<String> {
+fn lifetimes(finding: &Finding, width: usize) -> Vec<String> {
     let classes = &finding.lifetime.classes;
     let most = classes.iter().map(|class| class.1).max().unwrap_or(0);
     if most == 0 {
         return Vec::new();
     }
-    let mut lines = vec!["  Lifetimes of what was freed, of a sample".to_owned()];
+    let mut lines = set(2, width, "Lifetimes of what was freed, of a sample");
+    let bar = BAR.min(width.saturating_sub(BESIDE) as f64);
     for &(end_us, freed) in classes {
-        let bar = "█".repeat((freed as f64 / most as f64 * BAR).ceil() as usize);
+        let bar = "█".repeat((freed as f64 / most as f64 * bar).ceil() as usize);
         lines.push(format!("  up to {:>8} {bar} {}", units::seconds(end_us / 1e6), units::count(freed)));
     }
     lines.push(String::new());
     lines
 }
 
-fn stacks(finding: &Finding) -> Vec<String> {
+fn stacks(finding: &Finding, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for stack in finding.stacks.iter().take(STACKS) {
         lines.push(format!("  Stack of {}", units::plural(stack.objects as usize, "object")));
         for frame in &stack.frames {
-            let line = match (&frame.file, frame.line) {
-                (Some(file), Some(line)) => format!("  {}:{line}", escape(file)),
-                _ => String::new(),
-            };
-            lines.push(format!("    {}{line}", escape(&frame.label())));
+            let label = escape(&frame.label()).into_owned();
+            let source = frame.file.as_deref().zip(frame.line);
+            let source = source.map(|(file, line)| format!("{}:{line}", escape(file)));
+            match source {
+                Some(source) if label.chars().count() + source.chars().count() + 6 <= width => {
+                    lines.push(format!("    {label}  {source}"));
+                }
+                source => {
+                    lines.extend(set(4, width, &label));
+                    lines.extend(source.map(|source| format!("      {source}")));
+                }
+            }
         }
         lines.push(String::new());
     }
     lines
 }
 
-fn objects(finding: &Finding) -> Vec<String> {
+fn objects(finding: &Finding, width: usize) -> Vec<String> {
     if finding.objects.is_empty() {
         return Vec::new();
     }
-    let mut lines = vec![format!(
-        "  {} of {} live objects, the oldest first",
-        finding.objects.len().min(OBJECTS),
+    let shown = || finding.objects.iter().take(OBJECTS);
+    let title = format!(
+        "{} of {} live objects, the oldest first",
+        shown().count(),
         units::count(finding.live.objects)
-    )];
-    for object in finding.objects.iter().take(OBJECTS) {
-        let reach = object.reach.as_deref().map(escape).unwrap_or_default();
-        lines.push(format!(
-            "    {:#x}  {:>7} B  {:>9}  {reach}",
-            object.address,
-            units::count(object.size.into()),
-            units::seconds(object.age_s)
-        ));
-    }
+    );
+    let mut lines = set(2, width, &title);
+    let columns = Columns::default()
+        .right(0, "address", shown().map(|object| format!("{:#x}", object.address)))
+        .right(2, "size", shown().map(|object| format!("{} B", units::count(object.size.into()))))
+        .right(0, "age", shown().map(|object| units::seconds(object.age_s)))
+        .left(
+            1,
+            "",
+            shown().map(|object| object.reach.as_deref().map(escape).unwrap_or_default().into_owned()),
+        );
+    lines.extend(columns.lines(width.saturating_sub(4)).lines().map(|line| format!("    {line}")));
     lines
+}
+
+/// A text at an indent, in as many lines as it takes.
+fn set(indent: usize, width: usize, text: &str) -> Vec<String> {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = paragraph(&mut out, indent, width, text);
+    out.lines().map(str::to_owned).collect()
 }
 
 /// What is seen, missed, and what it costs, in a width.
@@ -125,7 +147,12 @@ pub(super) fn coverage(report: &Report, width: usize) -> Vec<String> {
             Some(error) => format!("refused: {}", escape(error)),
             None => escape(&hook.mechanism).into_owned(),
         };
-        lines.push(format!("  {:<26} {how}", escape(&hook.name)));
+        let line = format!("{:<26} {how}", escape(&hook.name));
+        if line.chars().count() + 2 <= width {
+            lines.push(format!("  {line}"));
+        } else {
+            lines.extend(set(2, width, &line.split_whitespace().collect::<Vec<_>>().join(" ")));
+        }
     }
     lines.extend(crate::report::text::coverage_and_cost(report, &style).lines().map(str::to_owned));
     lines

@@ -3,118 +3,150 @@
 use super::Tab;
 use crate::{
     report::{
+        columns::shorten_place,
         escape,
-        findings::{place, share_freed},
+        findings::share_freed,
         model::{Finding, Report},
-        page::shorten,
     },
     units,
 };
 
-/// A list: its columns' titles and widths (0 takes what is left), and its rows.
+/// A list: its columns and its rows. One column takes what the others leave.
+#[derive(Default)]
 pub(super) struct List {
-    pub(super) columns: Vec<(&'static str, u16, bool)>,
+    pub(super) columns: Vec<Column>,
     pub(super) rows: Vec<Vec<String>>,
 }
+
+/// A column of a list.
+pub(super) struct Column {
+    pub(super) title: &'static str,
+    /// 0 takes what is left.
+    pub(super) width: u16,
+    pub(super) right: bool,
+    /// Of rank 0 it is always there; the higher, the sooner it goes.
+    rank: u8,
+}
+
+/// What a column has of one item.
+type Cell<'a, T> = Box<dyn Fn(&T) -> String + 'a>;
 
 /// From this width on findings have all their columns.
 const ROOMY: u16 = 110;
 /// What columns are apart.
 pub(super) const GAP: u16 = 1;
+/// What the column that takes the rest needs at least.
+const LEAST: u16 = 16;
+
+impl List {
+    /// A list whose columns have cells; a width is that of the widest cell if that is more.
+    fn new<T>(items: &[T], columns: Vec<(Column, Cell<'_, T>)>) -> Self {
+        let rows = items.iter().map(|item| columns.iter().map(|(_, cell)| cell(item)).collect()).collect();
+        let mut list = Self { columns: columns.into_iter().map(|(column, _)| column).collect(), rows };
+        for (index, column) in list.columns.iter_mut().enumerate().filter(|(_, column)| column.right) {
+            let widest = list.rows.iter().map(|row| row[index].chars().count()).max().unwrap_or(0);
+            column.width = column.width.max(widest as u16);
+        }
+        list
+    }
+
+    /// Leaves out less important columns until the others have room, and cuts names to theirs: numbers are whole or not there.
+    fn fit(mut self, width: u16) -> Self {
+        let taken = |columns: &[Column]| columns.iter().map(|column| column.width + GAP).sum::<u16>();
+        while taken(&self.columns) + LEAST > width + GAP {
+            let ranked = self.columns.iter().enumerate().filter(|(_, column)| column.rank > 0);
+            let Some((index, _)) = ranked.max_by_key(|(_, column)| column.rank) else { break };
+            self.columns.remove(index);
+            for row in &mut self.rows {
+                row.remove(index);
+            }
+        }
+        let room = (width + GAP).saturating_sub(taken(&self.columns)).max(8);
+        for row in &mut self.rows {
+            for (cell, column) in row.iter_mut().zip(&self.columns).filter(|(_, column)| !column.right) {
+                let limit = if column.width == 0 { room } else { column.width };
+                *cell = shorten_place(cell, limit.into());
+            }
+        }
+        self
+    }
+}
+
+fn left(rank: u8, title: &'static str, width: u16) -> Column {
+    Column { title, width, right: false, rank }
+}
+
+fn right(rank: u8, title: &'static str, width: u16) -> Column {
+    Column { title, width, right: true, rank }
+}
 
 /// Findings, in a width.
 pub(super) fn findings(findings: &[&Finding], width: u16) -> List {
-    let roomy = width >= ROOMY;
     let (cache, bars) = match width.checked_sub(ROOMY) {
         None => (12, 6),
         // The place needs more room than they do.
         Some(more) => ((14 + more / 4).min(20), (8 + more / 4).min(16)),
     };
-    let mut columns = vec![("#", 3, true), ("verdict", 7, false), ("where", 0, false)];
-    columns.extend([("cache", cache, false), ("live", 9, true), ("bytes", 8, true), ("growth", 11, true)]);
-    if roomy {
-        columns.extend([("freed", 5, true), ("oldest", 7, true)]);
+    let verdict = |finding: &&Finding| {
+        if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() }
+    };
+    let mut columns: Vec<(Column, Cell<'_, &Finding>)> = vec![
+        (right(2, "#", 3), Box::new(|finding| finding.rank.to_string())),
+        (left(0, "verdict", 7), Box::new(verdict)),
+        (left(0, "where", 0), Box::new(|finding| escape(&finding.responsible.label()).into_owned())),
+        (left(4, "cache", cache), Box::new(|finding| escape(&finding.what()).into_owned())),
+        (right(3, "live", 9), Box::new(|finding| units::count(finding.live.objects))),
+        (right(1, "bytes", 8), Box::new(|finding| units::bytes(finding.live.bytes as f64))),
+        (right(0, "growth", 11), Box::new(|finding| finding.growth.in_words())),
+    ];
+    if width >= ROOMY {
+        columns.push((right(7, "freed", 5), Box::new(|finding| share_freed(finding))));
+        columns.push((right(6, "oldest", 7), Box::new(|finding| units::seconds(finding.survivors.oldest_s))));
     }
-    columns.push(("trend", bars, false));
-    let fixed: u16 = columns.iter().map(|(_, width, _)| width + GAP).sum();
-    let room = usize::from(width.saturating_sub(fixed)).max(8);
-    let rows = findings
-        .iter()
-        .map(|finding| {
-            let mut row = vec![
-                finding.rank.to_string(),
-                if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() },
-                place(&finding.responsible, room),
-                shorten(&escape(&finding.what()), cache.into()),
-                units::count(finding.live.objects),
-                units::bytes(finding.live.bytes as f64),
-                finding.growth.in_words(),
-            ];
-            if roomy {
-                row.push(share_freed(finding));
-                row.push(units::seconds(finding.survivors.oldest_s));
-            }
-            row.push(trend(&finding.growth.points, bars.into()));
-            row
-        })
-        .collect();
-    List { columns, rows }
+    columns
+        .push((left(5, "trend", bars), Box::new(move |finding| trend(&finding.growth.points, bars.into()))));
+    List::new(findings, columns).fit(width)
 }
 
-/// Any other list.
-pub(super) fn others(tab: Tab, report: &Report) -> List {
+/// Any other list, in a width.
+pub(super) fn others(tab: Tab, report: &Report, width: u16) -> List {
     match tab {
         Tab::Caches => caches(report),
         Tab::Modules => modules(report),
         _ => families(report),
     }
+    .fit(width)
 }
 
 fn caches(report: &Report) -> List {
-    let row = |cache: &crate::report::model::Cache| {
-        let in_slabinfo = cache.slabinfo.map(|change| change.after as i64 - change.before as i64);
-        vec![
-            shorten(&escape(&cache.name), 40),
-            units::count(cache.object_size.into()),
-            units::count(cache.traced.live),
-            units::change(cache.traced.net),
-            in_slabinfo.map_or_else(|| "-".to_owned(), units::change),
-            escape(&cache.agreement).into_owned(),
-        ]
+    let in_slabinfo = |cache: &crate::report::model::Cache| {
+        let change = cache.slabinfo.map(|change| change.after as i64 - change.before as i64);
+        change.map_or_else(|| "-".to_owned(), units::change)
     };
-    List {
-        columns: vec![
-            ("cache", 0, false),
-            ("size", 7, true),
-            ("live", 10, true),
-            ("traced", 10, true),
-            ("slabinfo", 10, true),
-            ("both", 16, false),
+    List::new(
+        &report.caches,
+        vec![
+            (left(0, "cache", 0), Box::new(|cache| escape(&cache.name).into_owned())),
+            (right(4, "size", 7), Box::new(|cache| units::count(cache.object_size.into()))),
+            (right(3, "live", 10), Box::new(|cache| units::count(cache.traced.live))),
+            (right(0, "traced", 8), Box::new(|cache| units::change(cache.traced.net))),
+            (right(1, "slabinfo", 10), Box::new(in_slabinfo)),
+            (left(2, "both", 16), Box::new(|cache| escape(&cache.agreement).into_owned())),
         ],
-        rows: report.caches.iter().map(row).collect(),
-    }
+    )
 }
 
 fn modules(report: &Report) -> List {
-    let row = |module: &crate::report::model::Module| {
+    List::new(
+        &report.modules,
         vec![
-            shorten(&escape(&module.name), 40),
-            units::count(module.findings as u64),
-            units::bytes(module.live_bytes as f64),
-            units::bytes(module.survivor_bytes as f64),
-            units::rate(module.bytes_per_s),
-        ]
-    };
-    List {
-        columns: vec![
-            ("module", 0, false),
-            ("sites", 7, true),
-            ("live", 10, true),
-            ("surviving", 10, true),
-            ("growth", 13, true),
+            (left(0, "module", 0), Box::new(|module| escape(&module.name).into_owned())),
+            (right(3, "sites", 7), Box::new(|module| units::count(module.findings as u64))),
+            (right(2, "live", 10), Box::new(|module| units::bytes(module.live_bytes as f64))),
+            (right(1, "surviving", 10), Box::new(|module| units::bytes(module.survivor_bytes as f64))),
+            (right(0, "growth", 12), Box::new(|module| units::rate(module.bytes_per_s))),
         ],
-        rows: report.modules.iter().map(row).collect(),
-    }
+    )
 }
 
 fn families(report: &Report) -> List {
@@ -132,25 +164,16 @@ fn families(report: &Report) -> List {
         sum.4 += finding.growth.rate();
     }
     sums.sort_by_key(|sum| std::cmp::Reverse(sum.3));
-    let row = |&(family, sites, objects, bytes, growth): &(&str, u64, u64, u64, f64)| {
+    List::new(
+        &sums,
         vec![
-            escape(family).into_owned(),
-            units::count(sites),
-            units::count(objects),
-            units::bytes(bytes as f64),
-            units::rate(growth),
-        ]
-    };
-    List {
-        columns: vec![
-            ("family", 0, false),
-            ("sites", 7, true),
-            ("live", 12, true),
-            ("bytes", 10, true),
-            ("growth", 13, true),
+            (left(0, "family", 0), Box::new(|sum| escape(sum.0).into_owned())),
+            (right(2, "sites", 7), Box::new(|sum| units::count(sum.1))),
+            (right(3, "live", 12), Box::new(|sum| units::count(sum.2))),
+            (right(1, "bytes", 10), Box::new(|sum| units::bytes(sum.3 as f64))),
+            (right(0, "growth", 12), Box::new(|sum| units::rate(sum.4))),
         ],
-        rows: sums.iter().map(row).collect(),
-    }
+    )
 }
 
 /// Blocks of eight heights.

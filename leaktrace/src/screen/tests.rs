@@ -55,6 +55,44 @@ fn lists_and_a_finding_fit_a_terminal() {
     insta::assert_snapshot!("help_80x24", drawn(&mut screen, 80, 24));
 }
 
+/// On a narrow terminal less important columns are left out, and no number is cut.
+#[test]
+fn any_width_fits() {
+    let mut screen = screen();
+    for finding in &mut screen.report.as_mut().unwrap().findings {
+        finding.live.bytes = 1_023_900;
+        finding.live.objects = 12_345_678;
+    }
+    for tab in Tab::ALL {
+        screen.turn_to(tab);
+        fits(&mut screen, tab.title());
+        insta::assert_snapshot!(format!("{}_40x16", tab.title().to_lowercase()), drawn(&mut screen, 40, 16));
+    }
+    screen.turn_to(Tab::Findings);
+    press(&mut screen, &[letter('p'), KeyCode::Enter]);
+    fits(&mut screen, "a finding");
+    insta::assert_snapshot!("full_40x16", drawn(&mut screen, 40, 16));
+    press(&mut screen, &[KeyCode::Esc, letter('?')]);
+    insta::assert_snapshot!("help_40x28", drawn(&mut screen, 40, 28));
+}
+
+/// Fails unless a screen shows whole numbers in every width, and its texts fit.
+fn fits(screen: &mut Screen, what: &str) {
+    let widest = drawn(screen, 300, 200);
+    for width in sample::WIDTHS {
+        println!("{what} at {width}");
+        sample::assert_fits(&drawn(screen, width as u16, 200), &widest, width);
+        if screen.mode == Mode::Full {
+            let finding = screen.findings()[0];
+            sample::assert_fits(&full::lines(finding, width).join("\n"), &widest, width);
+        }
+        if screen.tab == Tab::Coverage {
+            let report = screen.report.as_ref().unwrap();
+            sample::assert_fits(&full::coverage(report, width).join("\n"), &widest, width);
+        }
+    }
+}
+
 #[test]
 fn keys_find_their_way() {
     let mut screen = screen();

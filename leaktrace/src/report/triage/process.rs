@@ -136,7 +136,7 @@ fn write(out: &mut String, depth: &InDepth, style: &Style) -> fmt::Result {
     }
     segments(out, depth, style)?;
     files(out, depth, style)?;
-    limits(out, depth)?;
+    limits(out, depth, style)?;
     for item in &depth.unreadable {
         let text = format!("Not readable: {}: {}; {}", item.what, item.why, item.effect);
         paragraph(out, 0, style.width, &escape(&text))?;
@@ -193,9 +193,13 @@ fn files(out: &mut String, depth: &InDepth, style: &Style) -> fmt::Result {
     Ok(())
 }
 
-fn limits(out: &mut String, depth: &InDepth) -> fmt::Result {
+fn limits(out: &mut String, depth: &InDepth, style: &Style) -> fmt::Result {
     let files = depth.limits.max_fds.map(|limit| format!("{} open files", units::count(limit)));
     let maps = depth.limits.max_maps.map(|limit| format!("{} mappings", units::count(limit)));
     let all: Vec<_> = files.into_iter().chain(maps).collect();
-    if all.is_empty() { Ok(()) } else { writeln!(out, "\nIt may have {}.", all.join(" and ")) }
+    if all.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    paragraph(out, 0, style.width, &format!("It may have {}.", all.join(" and ")))
 }

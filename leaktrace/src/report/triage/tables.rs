@@ -100,8 +100,8 @@ pub(super) fn caches(out: &mut String, triage: &Triage, style: &Style) -> fmt::R
         .left(0, "Slab caches", cells(&shown, |cache| shorten(&escape(&cache.name), 24)))
         .right(0, "memory", cells(&shown, |cache| kb(cache.kb as f64)))
         .right(0, "objects", cells(&shown, |cache| units::count(cache.objects)))
-        .right(0, "size", cells(&shown, |cache| cache.object_size.to_string()))
         .right(0, "grown", cells(&shown, |cache| grown(cache.grown_kb)))
+        .right(0, "size", cells(&shown, |cache| cache.object_size.to_string()))
         .left(0, "what for", cells(&shown, what));
     writeln!(out, "\n{}", columns.lines(style.width))
 }

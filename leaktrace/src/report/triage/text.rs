@@ -11,7 +11,7 @@ use crate::{
     report::{
         columns::Columns,
         escape,
-        page::{paragraph, shorten, wrap},
+        page::{paragraph, wrap},
         text::{Style, paint},
     },
     units,
@@ -220,7 +220,7 @@ fn rest(out: &mut String, triage: &Triage, style: &Style) -> fmt::Result {
     }
     writeln!(out, "\nBesides")?;
     for line in lines {
-        writeln!(out, "  {}", shorten(&escape(&line), style.width - 2))?;
+        paragraph(out, 2, style.width, &escape(&line))?;
     }
     Ok(())
 }

@@ -1,9 +1,12 @@
 use super::*;
 use crate::{
     analysis::triage::{Culprit, Kind},
-    report::triage::{
-        model,
-        process::{self, InDepth},
+    report::{
+        sample::{WIDTHS, assert_fits},
+        triage::{
+            model,
+            process::{self, InDepth},
+        },
     },
 };
 
@@ -145,6 +148,24 @@ fn texts_at_three_widths() {
 }
 
 #[test]
+fn any_width_fits() {
+    let mut sample = sample();
+    sample.caches[0].name = "a_cache_with_a_long_name_and_more".into();
+    let at = |width: usize| render(&sample, &Style { width, verbose: true, ..Style::default() });
+    for width in WIDTHS {
+        assert_fits(&at(width), &at(300), width);
+    }
+    insta::with_settings!({ snapshot_path => "../snapshots" }, {
+        insta::assert_snapshot!("triage_40", at(40));
+    });
+    let depth = depth();
+    let at = |width: usize| process::render(&depth, &Style { width, ..Style::default() });
+    for width in WIDTHS {
+        assert_fits(&at(width), &at(300), width);
+    }
+}
+
+#[test]
 fn one_look_has_no_growth() {
     let mut sample = sample();
     sample.window.looks = 1;
@@ -165,9 +186,8 @@ fn bars_are_as_long_as_the_share() {
     assert_eq!(bar(1.0 / 64.0), "\u{258f}");
 }
 
-#[test]
-fn a_process_in_depth() {
-    let depth = InDepth {
+fn depth() -> InDepth {
+    InDepth {
         process: sample().processes[0].clone(),
         segments: vec![process::Segment {
             name: "[heap]".into(),
@@ -189,8 +209,12 @@ fn a_process_in_depth() {
         sockets: vec![("TCP CLOSE_WAIT".into(), 1_200)],
         limits: process::Limits { max_fds: Some(1_024), max_maps: Some(65_530) },
         ..InDepth::default()
-    };
-    let text = process::render(&depth, &Style::default());
+    }
+}
+
+#[test]
+fn a_process_in_depth() {
+    let text = process::render(&depth(), &Style::default());
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
     insta::with_settings!({ snapshot_path => "../snapshots" }, {
         insta::assert_snapshot!("triage_process", text);
