@@ -203,7 +203,7 @@ pub struct ReportArgs {
     /// Write it to a file, complete or not at all.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// How many findings and caches to show [default: 10, or 1000 of what is no text].
+    /// How many findings and caches to show [default: 10 in text and Markdown, else 1000].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub top: Option<u32>,
     /// Say more: every finding in full, the caches that agree, each program's cost.

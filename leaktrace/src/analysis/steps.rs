@@ -96,8 +96,14 @@ impl<'a> Own<'a> {
             text.push(' ');
             text.push_str(word);
         }
-        text + self.remark
+        text + &commented(self.remark)
     }
+}
+
+/// A remark as a shell has it: the whole line can be typed.
+fn commented(remark: &str) -> String {
+    let words = remark.trim_start().strip_prefix('(').and_then(|words| words.strip_suffix(')'));
+    words.map_or_else(|| remark.to_owned(), |words| format!("   # {words}"))
 }
 
 /// A step that stays.
@@ -143,7 +149,10 @@ pub fn usable(steps: &[String], offers: &Offers) -> Vec<String> {
     }
     let typed = kept.iter().map(|step| match step {
         Step::Own(own) => own.typed(offers.sudo),
-        Step::Other(text) => (*text).to_owned(),
+        Step::Other(text) => {
+            let (command, remark) = text.find("   (").map_or((*text, ""), |at| text.split_at(at));
+            format!("{command}{}", commented(remark))
+        }
     });
     typed.chain(untraced.map(|why| format!("leaktrace cannot trace here: {why}"))).collect()
 }

@@ -210,7 +210,9 @@ impl Evidence {
         if self.survivors == 0 || (!grows && (self.survivors as f64) < self.allocated as f64 * IN_FLIGHT) {
             return None;
         }
-        Some(if self.went_away() || self.reclaimable {
+        // The kernel's notes on other objects go when these go: what they describe is judged itself.
+        let describes_others = self.holder.is_some_and(|holder| holder.describes_others());
+        Some(if self.went_away() || self.reclaimable || describes_others {
             Verdict::Cache
         } else if grows && !self.may_stand_for_others() && self.survivors >= FEWEST_SUSPECT {
             Verdict::Suspect
@@ -299,14 +301,16 @@ impl Evidence {
     }
 }
 
-/// Orders by verdict, then by score, the highest first, and equal ones by live bytes. Bookkeeping of other objects comes after
-/// these.
+/// Orders by verdict, then by score, the highest first, and equal ones by live bytes. What grows by less than the error of that
+/// comes after the others.
 pub fn by_rank(a: &Evidence, b: &Evidence) -> Ordering {
     let bytes = |evidence: &Evidence| evidence.live * u64::from(evidence.object_size);
-    let follows = |evidence: &Evidence| evidence.holder.is_some_and(|holder| holder.describes_others());
+    let may_be_none = |evidence: &Evidence| {
+        evidence.growth.grows() && evidence.growth.error_per_s > evidence.growth.per_s
+    };
     b.verdict()
         .cmp(&a.verdict())
-        .then_with(|| follows(a).cmp(&follows(b)))
+        .then_with(|| may_be_none(a).cmp(&may_be_none(b)))
         .then_with(|| b.score().total_cmp(&a.score()))
         .then_with(|| bytes(b).cmp(&bytes(a)))
 }

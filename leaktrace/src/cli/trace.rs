@@ -95,7 +95,7 @@ pub struct TraceArgs {
     #[command(flatten)]
     pub watch: WatchArgs,
 
-    /// How many findings and caches to show [default: 10, or 1000 of what is no text].
+    /// How many findings and caches to show [default: 10 in text and Markdown, else 1000].
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub top: Option<u32>,
 
@@ -151,6 +151,9 @@ pub struct TraceArgs {
 
 /// A pattern for names of slab caches.
 fn parse_glob(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("expected a slab cache's name like kmalloc-256, or a pattern like kmalloc-*".into());
+    }
     globset::Glob::new(text).map(|_| text.to_owned()).map_err(|error| error.kind().to_string())
 }
 

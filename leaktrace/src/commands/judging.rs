@@ -19,6 +19,7 @@ use crate::{
     cli::{FailOn, TraceArgs},
     report::{headline, model::Report},
     tracer::Tracer,
+    units,
 };
 
 /// Judging takes this share of a core at most.
@@ -106,6 +107,16 @@ pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
     Ok(Some(before))
 }
 
+/// Whether anything could have been called a leak: by its growth, by what points to it, or by a module that left it behind.
+fn may_tell_a_leak(report: &Report, args: &TraceArgs) -> bool {
+    let proven = report.reachability.as_ref().is_some_and(|reach| reach.error.is_none());
+    let removed = |module: &String| report.unloads.iter().any(|unload| unload.module == *module);
+    let modules = &report.filters.modules;
+    proven
+        || (!modules.is_empty() && modules.iter().all(removed))
+        || report.window.duration_s >= verdict::soonest(args.survivor_age().as_secs_f64())
+}
+
 /// The exit status of a run with this report.
 ///
 /// # Errors
@@ -132,6 +143,17 @@ pub(super) fn exit_code(report: &Report, args: &TraceArgs) -> Result<ExitCode> {
         let refused = report.reachability.as_ref().and_then(|reach| reach.error.as_ref());
         if let (true, Some(why)) = (args.prove, refused) {
             bail!("--prove could prove nothing: {why}");
+        }
+        if let Some(why) = report.kmemleak.as_ref().and_then(|kmemleak| kmemleak.error.as_ref()) {
+            bail!("--kmemleak could not be asked: {why}");
+        }
+        if !matches!(args.fail_on, Some(FailOn::Suspect)) && !may_tell_a_leak(report, args) {
+            let enough = verdict::soonest(args.survivor_age().as_secs_f64()).ceil();
+            bail!(
+                "{} is too short to be certain of a leak; trace for {} or longer, or use --fail-on suspect",
+                units::seconds(report.window.duration_s),
+                units::seconds(enough)
+            );
         }
     }
     Ok(ExitCode::SUCCESS)

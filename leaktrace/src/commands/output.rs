@@ -75,7 +75,7 @@ impl Output {
     /// # Errors
     /// When the path is a directory or its directory cannot be written to.
     pub(super) fn open(path: Option<&Path>) -> Result<Self> {
-        let Some(path) = path else {
+        let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             return if closed_at_start() { bail!(CLOSED_STDOUT) } else { Ok(Self::Stdout) };
         };
         // A link stays one, and what it leads to is replaced.
@@ -137,11 +137,16 @@ impl Output {
         self.write(&rendered)
     }
 
-    /// Writes what was rendered.
+    /// Writes what was rendered. A reader that has gone, as `head` does, has seen enough: what was found stands all the same, and
+    /// so does the exit status.
     ///
     /// # Errors
     /// When it cannot be written.
     pub(super) fn write(self, text: &[u8]) -> Result<()> {
+        self.write_all(text).or_else(|error| if is_broken_pipe(&error) { Ok(()) } else { Err(error) })
+    }
+
+    fn write_all(self, text: &[u8]) -> Result<()> {
         match self {
             Self::Stdout => {
                 let mut stdout = io::stdout().lock();
@@ -169,6 +174,11 @@ impl Output {
             }
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.into_iter().any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn temporary_in(directory: &Path) -> io::Result<NamedTempFile> {

@@ -86,13 +86,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         kmemleak::compare(&mut session.tracer, &snapshot, listed, &mut report)?;
     }
     let in_a_file = !matches!(output, Output::Stdout);
-    output.tell(&report, args.format, args.verbose, args.top())?;
-    let code = judging::exit_code(&report, args)?;
-    // Whoever reads only the terminal or the log of a job learns why the status is what it is.
-    if in_a_file && (!args.quiet || code != ExitCode::SUCCESS) {
+    let written = output.tell(&report, args.format, args.verbose, args.top());
+    let code = judging::exit_code(&report, args);
+    // Whoever reads only the terminal or the log of a job learns why the status is what it is, all the more where the report is lost.
+    let is_told = matches!(code, Ok(code) if code == ExitCode::SUCCESS) && args.quiet && written.is_ok();
+    if (in_a_file || written.is_err()) && !is_told && code.is_ok() {
         say(&escape(&report.headline.text));
     }
-    Ok(code)
+    written.and(code)
 }
 
 /// What was traced, and whose survivors are looked for.

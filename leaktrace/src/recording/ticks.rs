@@ -54,6 +54,7 @@ pub(super) fn report(reading: &Reading) -> Report {
             ticks: reading.ticks,
             scans: 0,
             min_age_s: header.min_age_s,
+            allocated: None,
         },
         filters: Filters::default(),
         headline: headline(reading, &findings),

@@ -11,6 +11,11 @@ use crate::{analysis::verdict, units};
 /// Seconds in which a leak can be seen if survivors are counted each second.
 const ENOUGH_S: f64 = 30.0;
 
+/// The blind spot of caches whose sites are no findings, because frees without an event must have been.
+pub const UNSEEN_FREES: &str = "frees without an event";
+/// Of such caches so many are named.
+const NAMED: usize = 3;
+
 /// Makes the headline of a report from its findings.
 pub fn headline(report: &Report) -> Headline {
     let of = |verdict: &str| -> Vec<&Finding> {
@@ -47,6 +52,9 @@ pub fn headline(report: &Report) -> Headline {
         let floor = rate_in_words(floor);
         let _ = write!(text, " A leak slower than {floor} (of 4 KiB: {bytes}/s) would not have shown.");
     }
+    if let Some(caches) = not_judged(report).filter(|_| verdict != "unknown" && verdict != "leak") {
+        let _ = write!(text, " Not judged, because frees were not seen: {caches}.");
+    }
     if known > 0 {
         let _ = write!(text, " {} the baseline has already.", units::plural(known, "finding"));
     }
@@ -62,18 +70,36 @@ pub fn unknown(report: &Report, floor: Option<f64>) -> Option<String> {
     // What a module leaves behind when it is removed needs no growth.
     let removed = |module: &String| report.unloads.iter().any(|unload| unload.module == *module);
     let modules = &report.filters.modules;
+    let seconds = units::seconds(report.window.duration_s);
+    if report.window.allocated == Some(0) && report.filters.in_words().is_some() && report.unloads.is_empty() {
+        return Some(format!("nothing of what was asked for was allocated in {seconds}"));
+    }
+    if let Some(caches) = not_judged(report).filter(|_| report.findings.is_empty()) {
+        return Some(format!("frees of {caches} were not seen, as /proc/slabinfo shows, so they could not be judged"));
+    }
     if floor.is_some() || (!modules.is_empty() && modules.iter().all(removed)) {
         return None;
     }
     let window = &report.window;
-    let seconds = units::seconds(window.duration_s);
     Some(if window.duration_s >= ENOUGH_S {
         format!("survivors were counted only {} in {seconds}; give a shorter --interval", times(window.scans))
     } else {
         let between = if window.scans == 0 { 1.0 } else { window.duration_s / window.scans as f64 };
-        let enough = units::seconds((window.min_age_s + verdict::FEWEST_LOOKS * between).ceil());
+        // A busy machine may be late with some of them, and survivors of a longer trace have to be older.
+        let enough = units::seconds(((window.min_age_s + verdict::FEWEST_LOOKS * between) * 1.5).ceil());
         format!("{seconds} is too short to tell growth from chance; trace for {enough} or longer")
     })
+}
+
+/// Caches whose sites could not be judged, because their frees were not seen.
+fn not_judged(report: &Report) -> Option<String> {
+    let spots = report.coverage.blind_spots.iter().filter(|spot| spot.path == UNSEEN_FREES);
+    let caches: Vec<_> = spots.flat_map(|spot| &spot.caches).map(|cache| escape(cache)).collect();
+    match caches.as_slice() {
+        [] => None,
+        few if few.len() <= NAMED => Some(few.join(", ")),
+        many => Some(format!("{} and {} more caches", many[..NAMED].join(", "), many.len() - NAMED)),
+    }
 }
 
 fn times(number: u64) -> String {

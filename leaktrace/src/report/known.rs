@@ -44,23 +44,23 @@ fn key(finding: &Finding) -> Key {
     Key { function: function(frame), cache: finding.cache.clone() }
 }
 
+/// What of a verdict counts here.
+const LEAK: u8 = 4;
+const SUSPECT: u8 = 3;
+
 fn strength(verdict: &str) -> u8 {
     match verdict {
-        "leak" => 4,
-        "suspect" => 3,
+        "leak" => LEAK,
+        "suspect" => SUSPECT,
         "plateau" => 2,
         "cache" => 1,
         _ => 0,
     }
 }
 
-/// What grows by this; of what does not, nothing is a rate.
+/// What it grows by, whatever the verdict: under the same load the same site may be a plateau once, and a suspect the next time.
 fn rate(finding: &Finding) -> f64 {
-    if strength(&finding.verdict) >= 3 || finding.verdict == "cache" {
-        finding.growth.bytes_per_s
-    } else {
-        0.0
-    }
+    finding.growth.bytes_per_s.max(0.0)
 }
 
 fn sums(report: &Report) -> BTreeMap<Key, Sum> {
@@ -83,12 +83,13 @@ impl Known {
         Self(sums(report))
     }
 
-    /// Marks the findings that are known: with no weaker a verdict, and growing about as fast or slower. They
-    /// come after the new ones.
+    /// Marks the findings that are known: growing about as fast or slower than they did, and no leak where none was suspected. What
+    /// did not grow at all is not known by having been there. They come after the new ones.
     pub fn mark(&self, findings: &mut [Finding]) {
         for finding in findings.iter_mut() {
             finding.known = self.0.get(&key(finding)).is_some_and(|known| {
-                known.strength >= strength(&finding.verdict)
+                let (was, is) = (known.strength, strength(&finding.verdict));
+                (was >= is || (is == SUSPECT && known.bytes_per_s > 0.0))
                     && rate(finding) <= known.bytes_per_s * GREW + f64::EPSILON
             });
         }
@@ -157,8 +158,8 @@ pub fn diff(a: &Report, b: &Report) -> Diff {
     let keys: std::collections::BTreeSet<&Key> = sums_a.keys().chain(sums_b.keys()).collect();
     let word = |sum: Option<&Sum>| -> Word {
         sum.map_or("", |sum| match sum.strength {
-            4 => "leak",
-            3 => "suspect",
+            LEAK => "leak",
+            SUSPECT => "suspect",
             2 => "plateau",
             1 => "cache",
             _ => "churn",
@@ -174,10 +175,11 @@ pub fn diff(a: &Report, b: &Report) -> Diff {
             let small = (rates[1] - rates[0]).abs() <= rates[0].abs().max(rates[1].abs()) * SAME;
             let what = match (before, after) {
                 // What merely comes and goes does so in every report.
-                _ if strongest < 3 => return None,
+                _ if strongest < SUSPECT => return None,
                 (None, _) => "appeared",
                 (_, None) => "vanished",
-                (Some(x), Some(y)) if small && x.strength == y.strength => return None,
+                // Nor has anything changed where the same growth was certain once, and not the other time.
+                (Some(x), Some(y)) if small && (x.strength == LEAK) == (y.strength == LEAK) => return None,
                 _ if rates[1] >= rates[0] => "grew",
                 _ => "shrank",
             };

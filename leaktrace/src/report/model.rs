@@ -183,6 +183,9 @@ pub struct Window {
     pub scans: u64,
     /// Age from which a live object is a survivor.
     pub min_age_s: f64,
+    /// Objects whose allocation was recorded; `null` where that is not known.
+    #[serde(default)]
+    pub allocated: Option<u64>,
 }
 
 /// What the numbers cover.

@@ -153,6 +153,7 @@ pub fn report(verdict: &'static str) -> Report {
             ticks: 60,
             scans: 60,
             min_age_s: 5.0,
+            allocated: Some(5_102),
         },
         filters: Filters::default(),
         headline: Headline::default(),

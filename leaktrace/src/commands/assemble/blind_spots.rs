@@ -3,7 +3,7 @@
 use super::{Checks, Judged, Surroundings};
 use crate::{
     analysis::{blame, crosscheck::Agreement},
-    report::model::BlindSpot,
+    report::{headline, model::BlindSpot},
     tracer::{
         Snapshot,
         hooks::{self, Family},
@@ -68,7 +68,7 @@ fn unseen_frees(snapshot: &Snapshot, refuted: &[Judged<'_>]) -> Vec<BlindSpot> {
             refuted.len()
         );
         let caches = distinct(refuted.iter().map(|judged| &judged.site.cache));
-        spots.push(spot("frees without an event", effect, caches));
+        spots.push(spot(headline::UNSEEN_FREES, effect, caches));
     }
     let late = distinct(snapshot.sites.iter().filter(|site| site.implicit_frees > 0).map(|site| &site.cache));
     if !late.is_empty() {

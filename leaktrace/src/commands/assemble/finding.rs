@@ -1,5 +1,7 @@
 //! One finding: a site, where it is, who is to blame, and why in words.
 
+use std::time::Duration;
+
 use leaktrace_common::{FREED_BY_RCU, FREED_IN_BULK};
 
 use super::{Judged, Surroundings, steps, words};
@@ -76,7 +78,7 @@ pub(super) fn finding(
         survivors: survivors(site, snapshot.sampling),
         growth: growth(judged),
         recorded: Vec::new(),
-        lifetime: lifetime(site),
+        lifetime: lifetime(site, snapshot.duration),
         freed_by,
         linkage: evidence.linkage.map(|linkage| LinkageReport {
             looked_at: linkage.looked_at,
@@ -153,10 +155,10 @@ fn growth(judged: &Judged<'_>) -> Growth {
     }
 }
 
-fn lifetime(site: &SiteRecord) -> Lifetime {
+fn lifetime(site: &SiteRecord, traced: Duration) -> Lifetime {
     Lifetime {
-        p50_us: lifetime::percentile_us(&site.lifetimes, 0.5),
-        p99_us: lifetime::percentile_us(&site.lifetimes, 0.99),
+        p50_us: lifetime::percentile_us(&site.lifetimes, 0.5, traced),
+        p99_us: lifetime::percentile_us(&site.lifetimes, 0.99, traced),
         classes: lifetime::classes(&site.lifetimes),
     }
 }

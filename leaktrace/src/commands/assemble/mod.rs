@@ -14,7 +14,7 @@ use std::{
     path::Path,
 };
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 pub(super) use self::judge::{Before, Judgement, before, judge};
 use self::judge::{Checks, Judged};
@@ -73,6 +73,7 @@ pub(super) fn report(
             ticks: snapshot.ticks,
             scans: snapshot.scans,
             min_age_s: surroundings.scope.min_age.as_secs_f64(),
+            allocated: Some(allocated(snapshot)),
         },
         filters: surroundings.filters.clone(),
         headline: Headline::default(),
@@ -92,6 +93,13 @@ pub(super) fn report(
     };
     report.headline = headline::headline(&report);
     report
+}
+
+/// Objects that were recorded, whether they still live or not.
+fn allocated(snapshot: &Snapshot) -> u64 {
+    // The counts of a site are those of each of its callers.
+    let mut counted = FxHashSet::default();
+    snapshot.sites.iter().filter(|site| counted.insert(site.site)).map(|site| site.allocated).sum()
 }
 
 /// Accounts that are reported.

@@ -112,7 +112,8 @@ fn one(
                 evidence.growth.born_in,
                 evidence.growth.bins
             ),
-            longer(60.0),
+            // In the kernel's own code growth takes longer to be certain.
+            longer(if evidence.in_module { 60.0 } else { 300.0 }),
         ),
         Open::Core => (
             "it is the kernel's own code, where growth has many good reasons: that takes a longer look".to_owned(),

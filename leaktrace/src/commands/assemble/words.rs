@@ -1,5 +1,7 @@
 //! Why, in words: the evidence for a verdict.
 
+use std::time::Duration;
+
 use super::Judged;
 use crate::{
     analysis::{
@@ -23,7 +25,7 @@ pub(super) fn evidence(
     scope: Scope,
 ) -> Vec<String> {
     let mut words = vec![survivors(judged, snapshot, call_site, scope)];
-    words.extend(lifetimes(judged));
+    words.extend(lifetimes(judged, snapshot.duration));
     words.push(growth(judged));
     words.extend(stays(judged, scope));
     if judged.evidence.replaces {
@@ -115,10 +117,10 @@ fn survivors(judged: &Judged<'_>, snapshot: &Snapshot, call_site: &Frame, scope:
     )
 }
 
-fn lifetimes(judged: &Judged<'_>) -> Option<String> {
+fn lifetimes(judged: &Judged<'_>, traced: Duration) -> Option<String> {
     let site = judged.site;
-    let half = lifetime::percentile_us(&site.lifetimes, 0.5)?;
-    let most = lifetime::percentile_us(&site.lifetimes, 0.99)?;
+    let half = lifetime::percentile_us(&site.lifetimes, 0.5, traced)?;
+    let most = lifetime::percentile_us(&site.lifetimes, 0.99, traced)?;
     Some(format!(
         "{} were freed: half within {}, 99 % within {}",
         units::count(site.freed),

@@ -41,8 +41,8 @@ impl Form {
     /// matter.
     pub fn top(self) -> u32 {
         match self {
-            Self::Text | Self::Json | Self::Markdown => 10,
-            Self::Html | Self::Csv | Self::Folded | Self::Svg | Self::Pprof => 1_000,
+            Self::Text | Self::Markdown => 10,
+            Self::Json | Self::Html | Self::Csv | Self::Folded | Self::Svg | Self::Pprof => 1_000,
         }
     }
 
