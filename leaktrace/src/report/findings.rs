@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use super::{
     columns::{Columns, shorten_place},
     escape,
-    model::{Finding, Frame, Group, Report},
+    model::{Amount, Finding, Frame, Group, Report},
     page::{shorten, wrap},
     text::{Style, paint},
 };
@@ -29,25 +29,83 @@ const ROOMY: usize = 96;
 pub fn write(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
     writeln!(out, "\n{}", table(report, style))?;
     let told = if style.verbose { style.top } else { TOLD.min(style.top) };
-    for (index, (finding, group)) in lines(report).into_iter().enumerate() {
-        if index < told || (finding.verdict == "leak" && !finding.known) {
-            if let Some(group) = group {
-                members(out, report, group, style)?;
-            }
-            in_full(out, finding, style)?;
+    for (index, line) in lines(report).into_iter().enumerate() {
+        if index < told || (line.finding.verdict == "leak" && !line.finding.known) {
+            line_in_full(out, report, line, style)?;
         }
     }
     Ok(())
 }
 
 /// What has one line: a finding, or the first of a group that stands for all of them.
-pub fn lines<'a>(report: &'a Report) -> Vec<(&'a Finding, Option<&'a Group>)> {
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
+    /// The finding, or the first one.
+    pub finding: &'a Finding,
+    /// What it stands for.
+    pub group: Option<&'a Group>,
+}
+
+impl Line<'_> {
+    /// The verdict; `known` for what a baseline has.
+    pub fn verdict(&self) -> String {
+        if self.finding.known { "known".to_owned() } else { escape(&self.finding.verdict).into_owned() }
+    }
+
+    /// Whose it is: a place in code, or a process.
+    pub fn place(&self) -> String {
+        self.group.map_or_else(|| escape(&self.finding.responsible.label()).into_owned(), Group::who)
+    }
+
+    /// What is allocated.
+    pub fn what(&self) -> String {
+        let keeps = |group: &Group| group.keeps.as_deref().map(|keeps| escape(keeps).into_owned());
+        match self.group {
+            Some(group) => keeps(group).unwrap_or_else(|| group.kinds()),
+            None => escape(&self.finding.what()).into_owned(),
+        }
+    }
+
+    /// What is alive.
+    pub fn live(&self) -> Amount {
+        self.group.map_or(self.finding.live, |group| group.live)
+    }
+
+    /// Growth in bytes a second.
+    pub fn rate(&self) -> f64 {
+        self.group.map_or_else(|| self.finding.growth.rate(), |group| group.bytes_per_s)
+    }
+
+    /// How it grows.
+    pub fn growth(&self) -> String {
+        self.group.map_or_else(|| self.finding.growth.in_words(), |group| units::rate(group.bytes_per_s))
+    }
+}
+
+/// The lines of a report.
+pub fn lines<'a>(report: &'a Report) -> Vec<Line<'a>> {
     let line = |finding: &'a Finding| {
         let group = report.groups.iter().find(|group| group.findings.contains(&finding.rank));
         let leads = group.is_none_or(|group| group.findings.first() == Some(&finding.rank));
-        leads.then_some((finding, group))
+        leads.then_some(Line { finding, group })
     };
     report.findings.iter().filter_map(line).collect()
+}
+
+/// The findings of a group.
+pub fn of_group<'a>(report: &'a Report, group: &Group) -> impl Iterator<Item = &'a Finding> {
+    report.findings.iter().filter(|finding| group.findings.contains(&finding.rank))
+}
+
+/// Writes all of a line: what a group consists of, and its first finding.
+///
+/// # Errors
+/// As writing to `out` has.
+pub fn line_in_full(out: &mut String, report: &Report, line: Line<'_>, style: &Style) -> fmt::Result {
+    if let Some(group) = line.group {
+        members(out, report, group, style)?;
+    }
+    in_full(out, line.finding, style)
 }
 
 /// What a group consists of.
@@ -61,8 +119,7 @@ fn members(out: &mut String, report: &Report, group: &Group, style: &Style) -> f
         units::rate(group.bytes_per_s)
     );
     heading(out, style, group.findings.first().copied().unwrap_or_default(), &what)?;
-    let of = report.findings.iter().filter(|finding| group.findings.contains(&finding.rank));
-    for (index, finding) in of.enumerate() {
+    for (index, finding) in of_group(report, group).enumerate() {
         let text = format!(
             "{} at {}, {}",
             escape(&finding.what()),
@@ -74,7 +131,7 @@ fn members(out: &mut String, report: &Report, group: &Group, style: &Style) -> f
     Ok(())
 }
 
-fn table(report: &Report, style: &Style) -> String {
+fn table<'a>(report: &'a Report, style: &Style) -> String {
     let roomy = style.width >= ROOMY;
     // Where there is less room than for these, the table leaves columns out.
     let (place_width, cache_width) =
@@ -82,58 +139,23 @@ fn table(report: &Report, style: &Style) -> String {
     let shown: Vec<_> = lines(report)
         .into_iter()
         .enumerate()
-        .filter(|(index, (finding, _))| *index < style.top || finding.verdict == "leak")
+        .filter(|(index, line)| *index < style.top || line.finding.verdict == "leak")
         .map(|(_, line)| line)
         .collect();
-    let cells = |of_one: &dyn Fn(&Finding) -> String, of_group: &dyn Fn(&Group) -> String| -> Vec<String> {
-        shown.iter().map(|(finding, group)| group.map_or_else(|| of_one(finding), of_group)).collect()
-    };
-    let each = |cell: &dyn Fn(&Finding) -> String| -> Vec<String> {
-        shown.iter().map(|(finding, _)| cell(finding)).collect()
-    };
-    let verdict = |finding: &Finding| {
-        if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() }
-    };
-    let keeps = |group: &Group| group.keeps.clone().unwrap_or_else(|| group.kinds());
+    let cells = |cell: &dyn Fn(&Line<'a>) -> String| shown.iter().map(cell).collect::<Vec<_>>();
     let mut columns = Columns::default()
-        .right(2, "#", each(&|finding| finding.rank.to_string()))
-        .left(0, "verdict", each(&verdict))
-        .place(
-            0,
-            "where",
-            cells(&|finding| place(&finding.responsible, place_width), &|group| {
-                shorten(&group.who(), place_width)
-            }),
-        )
-        .left(
-            4,
-            "cache",
-            cells(&|finding| shorten(&escape(&finding.what()), cache_width), &|group| {
-                shorten(&keeps(group), cache_width)
-            }),
-        )
-        .right(
-            3,
-            "live",
-            cells(&|finding| units::count(finding.live.objects), &|group| units::count(group.live.objects)),
-        )
-        .right(
-            1,
-            "bytes",
-            cells(&|finding| units::bytes(finding.live.bytes as f64), &|group| {
-                units::bytes(group.live.bytes as f64)
-            }),
-        )
-        .right(
-            0,
-            "growth",
-            cells(&|finding| finding.growth.in_words(), &|group| units::rate(group.bytes_per_s)),
-        );
+        .right(2, "#", cells(&|line| line.finding.rank.to_string()))
+        .left(0, "verdict", cells(&Line::verdict))
+        .place(0, "where", cells(&|line| shorten_place(&line.place(), place_width)))
+        .left(4, "cache", cells(&|line| shorten(&line.what(), cache_width)))
+        .right(3, "live", cells(&|line| units::count(line.live().objects)))
+        .right(1, "bytes", cells(&|line| units::bytes(line.live().bytes as f64)))
+        .right(0, "growth", cells(&Line::growth));
     if roomy {
-        columns = columns.right(6, "freed", each(&share_freed)).right(
+        columns = columns.right(6, "freed", cells(&|line| share_freed(line.finding))).right(
             5,
             "oldest",
-            each(&|finding| units::seconds(finding.survivors.oldest_s)),
+            cells(&|line| units::seconds(line.finding.survivors.oldest_s)),
         );
     }
     columns.lines(style.width)
@@ -159,10 +181,7 @@ fn heading(out: &mut String, style: &Style, rank: usize, text: &str) -> fmt::Res
 }
 
 /// Writes all of a finding.
-///
-/// # Errors
-/// As writing to `out` has.
-pub fn in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
+fn in_full(out: &mut String, finding: &Finding, style: &Style) -> fmt::Result {
     let known = if finding.known { " (known from the baseline)" } else { "" };
     let head = format!("{}  {}{known}", escape(&finding.verdict), escape(&finding.responsible.label()));
     heading(out, style, finding.rank, &head)?;

@@ -150,7 +150,7 @@ impl Screen {
         let findings = self.findings();
         let chosen = self.chosen_index(&findings);
         let text = match (self.mode, self.tab) {
-            (Mode::Full, _) => findings.get(chosen).map(|finding| full::lines(finding, width)),
+            (Mode::Full, _) => findings.get(chosen).map(|&line| full::lines(report, line, width)),
             (_, Tab::Coverage) => Some(full::coverage(report, width)),
             _ => None,
         };
@@ -168,7 +168,7 @@ impl Screen {
             let row = self.row.min(list.rows.len().saturating_sub(1));
             (list, row)
         };
-        let styles: Vec<Style> = findings.iter().map(|finding| colour(&finding.verdict)).collect();
+        let styles: Vec<Style> = findings.iter().map(|line| colour(&line.finding.verdict)).collect();
         let empty = list.rows.is_empty();
         self.row = row;
         table(frame, area, list, row, if self.tab == Tab::Findings { &styles } else { &[] });

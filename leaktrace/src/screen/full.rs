@@ -5,7 +5,7 @@ use crate::{
     report::{
         columns::Columns,
         escape,
-        findings::in_full,
+        findings::{Line, line_in_full},
         model::{Finding, Report},
         page::paragraph,
         text::Style,
@@ -26,12 +26,13 @@ const STACKS: usize = 8;
 const BAR: f64 = 40.0;
 const BESIDE: usize = 30;
 
-/// The lines of a finding, in a width.
-pub(super) fn lines(finding: &Finding, width: usize) -> Vec<String> {
+/// The lines of a finding or of a group with its first one, in a width.
+pub(super) fn lines(report: &Report, line: Line<'_>, width: usize) -> Vec<String> {
+    let finding = line.finding;
     let mut text = String::new();
     let style = Style { colour: false, verbose: true, top: 0, width: width.max(40) };
     // Writing to a string cannot fail.
-    let _ = in_full(&mut text, finding, &style);
+    let _ = line_in_full(&mut text, report, line, &style);
     let mut lines: Vec<String> = text.lines().skip(1).map(str::to_owned).collect();
     lines.push(String::new());
     lines.extend(chart(finding, width));

@@ -5,8 +5,8 @@ use crate::{
     report::{
         columns::shorten_place,
         escape,
-        findings::share_freed,
-        model::{Finding, Report},
+        findings::{Line, share_freed},
+        model::Report,
     },
     units,
 };
@@ -80,32 +80,32 @@ fn right(rank: u8, title: &'static str, width: u16) -> Column {
     Column { title, width, right: true, rank }
 }
 
-/// Findings, in a width.
-pub(super) fn findings(findings: &[&Finding], width: u16) -> List {
+/// Findings and groups of them, in a width.
+pub(super) fn findings(lines: &[Line<'_>], width: u16) -> List {
     let (cache, bars) = match width.checked_sub(ROOMY) {
         None => (12, 6),
         // The place needs more room than they do.
         Some(more) => ((14 + more / 4).min(20), (8 + more / 4).min(16)),
     };
-    let verdict = |finding: &&Finding| {
-        if finding.known { "known".to_owned() } else { escape(&finding.verdict).into_owned() }
-    };
-    let mut columns: Vec<(Column, Cell<'_, &Finding>)> = vec![
-        (right(2, "#", 3), Box::new(|finding| finding.rank.to_string())),
-        (left(0, "verdict", 7), Box::new(verdict)),
-        (left(0, "where", 0), Box::new(|finding| escape(&finding.responsible.label()).into_owned())),
-        (left(4, "cache", cache), Box::new(|finding| escape(&finding.what()).into_owned())),
-        (right(3, "live", 9), Box::new(|finding| units::count(finding.live.objects))),
-        (right(1, "bytes", 8), Box::new(|finding| units::bytes(finding.live.bytes as f64))),
-        (right(0, "growth", 11), Box::new(|finding| finding.growth.in_words())),
+    let mut columns: Vec<(Column, Cell<'_, Line<'_>>)> = vec![
+        (right(2, "#", 3), Box::new(|line| line.finding.rank.to_string())),
+        (left(0, "verdict", 7), Box::new(Line::verdict)),
+        (left(0, "where", 0), Box::new(Line::place)),
+        (left(4, "cache", cache), Box::new(Line::what)),
+        (right(3, "live", 9), Box::new(|line| units::count(line.live().objects))),
+        (right(1, "bytes", 8), Box::new(|line| units::bytes(line.live().bytes as f64))),
+        (right(0, "growth", 11), Box::new(Line::growth)),
     ];
     if width >= ROOMY {
-        columns.push((right(7, "freed", 5), Box::new(|finding| share_freed(finding))));
-        columns.push((right(6, "oldest", 7), Box::new(|finding| units::seconds(finding.survivors.oldest_s))));
+        columns.push((right(7, "freed", 5), Box::new(|line| share_freed(line.finding))));
+        columns
+            .push((right(6, "oldest", 7), Box::new(|line| units::seconds(line.finding.survivors.oldest_s))));
     }
-    columns
-        .push((left(5, "trend", bars), Box::new(move |finding| trend(&finding.growth.points, bars.into()))));
-    List::new(findings, columns).fit(width)
+    columns.push((
+        left(5, "trend", bars),
+        Box::new(move |line| trend(&line.finding.growth.points, bars.into())),
+    ));
+    List::new(lines, columns).fit(width)
 }
 
 /// Any other list, in a width.

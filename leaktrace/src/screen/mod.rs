@@ -4,9 +4,14 @@ mod draw;
 mod full;
 mod lists;
 
+use std::cmp::Reverse;
+
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use crate::report::model::{Finding, Report};
+use crate::report::{
+    findings::{self, Line},
+    model::{Finding, Report},
+};
 
 /// Lines that the keys for pages go.
 const PAGE: isize = 10;
@@ -160,27 +165,33 @@ impl Screen {
         self.busy = busy;
     }
 
-    /// The findings that are shown, in their order.
-    fn findings(&self) -> Vec<&Finding> {
+    /// The findings that are shown, in their order; a group has one line.
+    fn findings(&self) -> Vec<Line<'_>> {
+        let Some(report) = &self.report else { return Vec::new() };
         let words: Vec<String> = self.filter.to_lowercase().split_whitespace().map(str::to_owned).collect();
-        let matches = |finding: &&Finding| words.iter().all(|word| text_of(finding).contains(word));
-        let mut findings: Vec<&Finding> =
-            self.report.iter().flat_map(|report| &report.findings).filter(matches).collect();
+        let matches = |line: &Line<'_>| {
+            let text = text_of(report, *line);
+            words.iter().all(|word| text.contains(word))
+        };
+        let mut lines = findings::lines(report);
+        lines.retain(matches);
         match self.sort {
             Sort::Verdict => {}
-            Sort::Bytes => findings.sort_by_key(|finding| std::cmp::Reverse(finding.live.bytes)),
-            Sort::Growth => findings.sort_by(|a, b| b.growth.rate().total_cmp(&a.growth.rate())),
-            Sort::Objects => findings.sort_by_key(|finding| std::cmp::Reverse(finding.live.objects)),
-            Sort::Age => findings.sort_by(|a, b| b.survivors.oldest_s.total_cmp(&a.survivors.oldest_s)),
+            Sort::Bytes => lines.sort_by_key(|line| Reverse(line.live().bytes)),
+            Sort::Growth => lines.sort_by(|a, b| b.rate().total_cmp(&a.rate())),
+            Sort::Objects => lines.sort_by_key(|line| Reverse(line.live().objects)),
+            Sort::Age => {
+                lines.sort_by(|a, b| b.finding.survivors.oldest_s.total_cmp(&a.finding.survivors.oldest_s));
+            }
         }
-        findings
+        lines
     }
 
     /// Index of the chosen finding; of the first one if it is not there any more.
-    fn chosen_index(&self, findings: &[&Finding]) -> usize {
+    fn chosen_index(&self, lines: &[Line<'_>]) -> usize {
         self.chosen
             .as_ref()
-            .and_then(|chosen| findings.iter().position(|finding| key(finding) == *chosen))
+            .and_then(|chosen| lines.iter().position(|line| key(line.finding) == *chosen))
             .unwrap_or(0)
     }
 
@@ -260,15 +271,21 @@ impl Screen {
             let findings = self.findings();
             let last = findings.len().saturating_sub(1);
             let index = self.chosen_index(&findings).saturating_add_signed(by).min(last);
-            self.chosen = findings.get(index).map(|finding| key(finding));
+            self.chosen = findings.get(index).map(|line| key(line.finding));
         } else {
             self.row = self.row.saturating_add_signed(by);
         }
     }
 }
 
-/// What a filter looks at, in small letters.
-fn text_of(finding: &Finding) -> String {
+/// What a filter looks at, in small letters: of a group, all that it consists of.
+fn text_of(report: &Report, line: Line<'_>) -> String {
+    let Some(group) = line.group else { return words_of(line.finding).to_lowercase() };
+    let of: Vec<String> = findings::of_group(report, group).map(words_of).collect();
+    format!("{} {} {}", group.who(), group.what(), of.join(" ")).to_lowercase()
+}
+
+fn words_of(finding: &Finding) -> String {
     let frames = finding.stacks.iter().flat_map(|stack| &stack.frames);
     let mut text = format!(
         "{} {} {} {} {} {}",
@@ -287,7 +304,7 @@ fn text_of(finding: &Finding) -> String {
         text.push(' ');
         text.push_str(&task.comm);
     }
-    text.to_lowercase()
+    text
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
-use crate::report::sample;
+use crate::report::{
+    model::{Amount, Group},
+    sample,
+};
 
 fn drawn(screen: &mut Screen, width: u16, height: u16) -> String {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -83,8 +86,9 @@ fn fits(screen: &mut Screen, what: &str) {
         println!("{what} at {width}");
         sample::assert_fits(&drawn(screen, width as u16, 200), &widest, width);
         if screen.mode == Mode::Full {
-            let finding = screen.findings()[0];
-            sample::assert_fits(&full::lines(finding, width).join("\n"), &widest, width);
+            let report = screen.report.as_ref().unwrap();
+            let lines = full::lines(report, screen.findings()[0], width);
+            sample::assert_fits(&lines.join("\n"), &widest, width);
         }
         if screen.tab == Tab::Coverage {
             let report = screen.report.as_ref().unwrap();
@@ -101,7 +105,7 @@ fn keys_find_their_way() {
     // It stays chosen when the order changes.
     press(&mut screen, &[letter('s')]);
     let findings = screen.findings();
-    assert_eq!(findings[0].cache, "cache_cache");
+    assert_eq!(findings[0].finding.cache, "cache_cache");
     assert_eq!(screen.chosen_index(&findings), 1);
     press(&mut screen, &[KeyCode::End, KeyCode::PageDown, KeyCode::Home, KeyCode::Up]);
     assert_eq!(screen.chosen.as_ref().unwrap().2, "cache_cache");
@@ -121,6 +125,34 @@ fn keys_find_their_way() {
     assert!(screen.is_paused() && drawn(&mut screen, 80, 24).contains("PAUSED"));
     assert_eq!(screen.press(KeyEvent::new(letter('q'), KeyModifiers::NONE)), Wish::Quit);
     assert_eq!(screen.press(KeyEvent::new(letter('c'), KeyModifiers::CONTROL)), Wish::Quit);
+}
+
+/// What one process keeps is one line, as in the text, and opened it says what that is.
+#[test]
+fn a_group_is_one_line() {
+    let mut screen = screen();
+    let report = screen.report.as_mut().unwrap();
+    report.findings.truncate(3);
+    report.findings[2].verdict = "suspect".into();
+    report.groups = vec![Group {
+        findings: vec![2, 3],
+        comm: "pipeleaker".to_owned(),
+        pid: 391,
+        call: "pipe2".to_owned(),
+        keeps: Some("pipes".to_owned()),
+        caches: 2,
+        live: Amount { objects: 10_204, bytes: 2 << 30 },
+        bytes_per_s: 44_600.0,
+    }];
+    assert_eq!(screen.findings().len(), 2);
+    insta::assert_snapshot!("group_80x12", drawn(&mut screen, 80, 12));
+    // It is sorted by what it has as a whole, and found by what any part of it has.
+    press(&mut screen, &[letter('s')]);
+    assert_eq!(screen.findings()[0].finding.rank, 2);
+    screen.filter = "plateau_cache keeps open".to_owned();
+    assert_eq!(screen.findings().len(), 1);
+    press(&mut screen, &[KeyCode::Enter]);
+    insta::assert_snapshot!("group_in_full_80x14", drawn(&mut screen, 80, 14));
 }
 
 #[test]
