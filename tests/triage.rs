@@ -12,7 +12,7 @@ use std::{
 use leaktrace_tests::{
     cpu,
     culprit::{Culprit, forget},
-    leaktrace, number, refused, require_root, run, turn, within,
+    leaktrace, number, refused, require_root, run, turn, until_it_waits, within,
 };
 use serde_json::Value;
 
@@ -205,6 +205,48 @@ fn leaked_threads_are_named() {
     let first = first(&triage, "threads", &culprit);
     assert_eq!(first["culprit"]["pid"], culprit.pid());
     within(number(&first["count_grown"]), 500.0, 0.1);
+}
+
+/// A trace that is started beside a leak takes more than that: its tables, and its own memory. That is not what is looked for.
+#[test]
+fn a_trace_beside_a_leak_is_not_blamed() {
+    require_root();
+    let _turn = turn();
+    let mut culprit = culprit("on", 256 << 10);
+    let triage = Command::new(leaktrace())
+        .args(["triage", "--duration", "10", "--format", "json"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until_it_waits(triage.id()).unwrap();
+    culprit.go();
+    let directory = on_disk();
+    let mut trace = Command::new(leaktrace())
+        .args(["record", "--quiet", "--interval", "200ms", "--output"])
+        .arg(directory.path().join("recording"))
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let output = triage.wait_with_output().unwrap();
+    let still_runs = trace.try_wait().unwrap().is_none();
+    let pid = trace.id();
+    let _ = trace.kill().and_then(|()| trace.wait());
+    assert!(output.status.success() && still_runs, "{output:?}");
+    let triage: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let first = first(&triage, "process_memory", &culprit);
+    assert_eq!((&first["culprit"]["pid"], &first["steady"]), (&culprit.pid().into(), &true.into()));
+    let found = triage["diagnosis"].as_array().unwrap();
+    let callers = found.iter().filter_map(|diagnosis| diagnosis["culprit"]["caller"].as_str());
+    assert!(!callers.into_iter().any(|caller| caller.ends_with("_map_alloc")), "{found:#?}");
+    // It is told as what it is, after all else, with what it has. Others may run, too.
+    let is_leaktrace = |diagnosis: &&Value| diagnosis["kind"] == "leaktrace";
+    let last = found.last().unwrap();
+    assert!(is_leaktrace(&last) && found.iter().filter(is_leaktrace).count() == 1, "{found:#?}");
+    assert!(number(&last["bytes"]) > 5.0 * MIB, "{last:#}");
+    let text = last["text"].as_str().unwrap();
+    assert!(text.contains(&pid.to_string()), "{text}");
+    assert!(text.contains("in BPF maps") && text.contains("bookkeeping, and ends with"), "{text}");
 }
 
 #[test]

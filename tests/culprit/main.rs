@@ -1,7 +1,7 @@
 //! A program that takes memory in one way, so that a test can see whether it is found out.
 //!
 //! It says `ready`, waits for a line, takes as much as it was told, says `done`, and holds it until its
-//! standard input ends.
+//! standard input ends. One way goes on taking until then.
 
 use std::{
     ffi::{CString, OsString},
@@ -38,6 +38,7 @@ fn main() -> Result<()> {
         "named" => named(path.into_os_string())?,
         "pagetables" => Held::touch_far_apart(amount)?,
         "read" => read(&path, amount)?,
+        "on" => go_on(amount),
         _ => {
             for step in 0..STEPS {
                 let share = amount * (step + 1) / STEPS - amount * step / STEPS;
@@ -50,6 +51,17 @@ fn main() -> Result<()> {
     // Whatever it is holds until then.
     io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// Takes so many bytes of heap again and again, as long as the program runs.
+fn go_on(bytes: u64) {
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        loop {
+            held.push(vec![1_u8; bytes as usize]);
+            std::thread::sleep(PAUSE);
+        }
+    });
 }
 
 fn say(word: &str) -> Result<()> {

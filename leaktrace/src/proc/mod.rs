@@ -7,6 +7,7 @@ pub mod fds;
 pub mod fields;
 pub mod iomem;
 pub mod kcore;
+pub mod kin;
 pub mod kmemleak;
 pub mod kpageflags;
 pub mod maps;

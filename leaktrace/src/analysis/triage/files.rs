@@ -34,7 +34,7 @@ pub(super) struct Fds {
 
 /// Processes that open files and keep them.
 pub(super) fn fds(seen: &Observation) -> Fds {
-    let trends = seen.process_trends(|process| process.fds.map_or(0.0, f64::from));
+    let trends = seen.suspects(|process| process.fds.map_or(0.0, f64::from));
     let mut growers = growers(trends, STEADY);
     growers.retain(|(_, trend)| trend.steady || trend.change() >= STEP);
     let opened: f64 = growers.iter().map(|(_, trend)| trend.change()).sum();

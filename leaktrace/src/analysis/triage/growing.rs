@@ -35,6 +35,24 @@ pub(super) fn all(seen: &Observation) -> Vec<Ranked> {
     all
 }
 
+/// What grew at one time is ranked below all that grows steadily and is not next to nothing: it was a start of something, mostly,
+/// and a leak goes on. The same holds for what the kernel gives back by itself. Among themselves these keep their order.
+pub(super) fn put_steps_below(found: &mut [Ranked]) {
+    let goes_on = |diagnosis: &Diagnosis| {
+        diagnosis.steady && !matches!(diagnosis.kind, Kind::PageCache | Kind::SlabReclaimable)
+    };
+    let steady = found.iter().filter(|(rank, diagnosis)| goes_on(diagnosis) && *rank >= FLOOR_KB);
+    let least = steady.map(|(rank, _)| *rank).fold(f64::INFINITY, f64::min);
+    if least.is_infinite() {
+        return;
+    }
+    for (rank, diagnosis) in found {
+        if !goes_on(diagnosis) {
+            *rank = least * *rank / (least + *rank);
+        }
+    }
+}
+
 /// What grows in a single process, the worst first.
 pub fn of_one(seen: &Observation) -> Vec<Diagnosis> {
     let mut all = processes::memory(seen);
@@ -42,6 +60,7 @@ pub fn of_one(seen: &Observation) -> Vec<Diagnosis> {
     all.extend(processes::page_tables(seen));
     all.extend(files::fds(seen).found);
     all.extend(files::shmem(seen));
+    put_steps_below(&mut all);
     all.sort_by(|a, b| b.0.total_cmp(&a.0));
     all.into_iter().map(|(_, diagnosis)| diagnosis).collect()
 }
@@ -136,8 +155,9 @@ fn rest(seen: &Observation) -> Vec<Ranked> {
     ];
     let mut found = Vec::new();
     for (class, kind, meaning, next) in rest {
-        let trend = seen.class_trend(class);
-        if trend.change() < FLOOR_KB {
+        let trend = seen.trend_of_others(class);
+        let floor = if class == Class::Percpu { seen.floor_beside_kin() } else { FLOOR_KB };
+        if trend.change() < floor {
             continue;
         }
         let text = format!(

@@ -7,7 +7,7 @@ use crate::units;
 
 /// Share of all memory from which a class is spoken of; of the kernel's own, and of what is nobody's.
 const SHARE: f64 = 0.10;
-const KERNEL_SHARE: f64 = 0.05;
+pub(super) const KERNEL_SHARE: f64 = 0.05;
 /// The page cache is spoken of from here on, so that nobody worries.
 const CACHE_SHARE: f64 = 0.5;
 /// Diagnoses of this kind at most.
@@ -21,8 +21,9 @@ pub(super) fn all(seen: &Observation, told: &[Diagnosis]) -> Vec<Diagnosis> {
     let mut found = limits(seen);
     let last = seen.last();
     let total = last.total_kb.max(1) as f64;
+    let others = |class: Class| last.level_of_others(class);
     let mut levels: Vec<_> =
-        last.levels.iter().filter(|(class, kb)| *kb as f64 >= total * share(*class)).collect();
+        last.levels.iter().filter(|(class, _)| others(*class) >= total * share(*class)).collect();
     levels.sort_by_key(|(_, kb)| std::cmp::Reverse(*kb));
     let held = levels.into_iter().filter_map(|&(class, kb)| holder(seen, class, kb));
     let told = |diagnosis: &Diagnosis| {
@@ -101,7 +102,10 @@ fn holder(seen: &Observation, class: Class, kb: i64) -> Option<Diagnosis> {
         Class::SlabReclaimable | Class::SlabUnreclaimable => slab(seen, class, &size),
         Class::Vmalloc => {
             let callers = seen.last().callers.iter().flatten();
-            let most = callers.max_by_key(|(_, areas)| areas.pages);
+            let others = |caller: &str, pages: u64| {
+                seen.last().caller_of_others(caller, (pages * seen.page_kb) as f64)
+            };
+            let most = callers.max_by(|a, b| others(a.0, a.1.pages).total_cmp(&others(b.0, b.1.pages)));
             let who = most.map_or_else(String::new, |(caller, areas)| {
                 format!(
                     "; {caller} has {} of it",

@@ -148,24 +148,32 @@ pub(super) fn module_of(caller: &str) -> Option<String> {
 
 /// vmalloc, by who allocates.
 pub(super) fn vmalloc(seen: &Observation) -> Vec<Ranked> {
-    let total = seen.class_trend(Class::Vmalloc);
+    let total = seen.trend_of_others(Class::Vmalloc);
+    let floor = seen.floor_beside_kin();
     let callers = seen.last().callers.iter().flat_map(|callers| callers.keys());
     let mut growing: Vec<_> = callers
         .filter(|caller| !allocates_stacks(caller))
         .map(|caller| {
-            let pages =
-                |look: &super::Look| Some(look.callers.as_ref()?.get(caller).map_or(0, |areas| areas.pages));
-            (caller, seen.trend(|look| Some((pages(look)? * seen.page_kb) as f64)))
+            let kb = |look: &super::Look| {
+                let pages = look.callers.as_ref()?.get(caller).map_or(0, |areas| areas.pages);
+                Some(look.caller_of_others(caller, (pages * seen.page_kb) as f64))
+            };
+            (caller, seen.trend(kb))
         })
-        .filter(|(_, trend)| trend.change() >= FLOOR_KB)
+        .filter(|(caller, trend)| {
+            trend.change() >= if caller.ends_with("_map_alloc") { floor } else { FLOOR_KB }
+        })
         .collect();
     growing.sort_by(|a, b| b.1.change().total_cmp(&a.1.change()));
     if growing.is_empty() {
-        if total.change() < FLOOR_KB {
+        if total.change() < floor {
             return Vec::new();
         }
+        let kin = seen.unread_kin().map_or_else(String::new, |pid| {
+            format!(" leaktrace (pid {pid}) runs, and its BPF maps are a part of it that only root may see.")
+        });
         let text = format!(
-            "Memory of vmalloc {}, to {}.{}",
+            "Memory of vmalloc {}, to {}.{}{kin}",
             how(&total, seen.duration_s()),
             units::bytes(total.after * 1_024.0),
             if seen.last().callers.is_some() { "" } else { " Who allocates it only root may see." }

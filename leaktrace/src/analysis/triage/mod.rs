@@ -5,6 +5,7 @@ pub mod files;
 pub mod growing;
 pub mod holding;
 pub mod kernel;
+pub mod kin;
 pub mod language;
 pub mod ledger;
 pub mod processes;
@@ -93,6 +94,8 @@ pub struct Look {
     pub groups: Groups,
     /// Processes, by id.
     pub processes: Vec<Process>,
+    /// Other leaktraces.
+    pub kin: Vec<kin::Kin>,
 }
 
 impl Look {
@@ -245,6 +248,8 @@ pub enum Kind {
     FdLimit,
     /// Something else of the ledger.
     Other,
+    /// A trace by leaktrace, and what it takes itself.
+    Leaktrace,
     /// Nothing of note.
     Nothing,
 }
@@ -277,6 +282,9 @@ pub struct Diagnosis {
     pub culprit: Culprit,
     /// Whether it grew, or merely has much.
     pub grows: bool,
+    /// Whether it grows all the time, and not at one time.
+    #[serde(default)]
+    pub steady: bool,
     /// Bytes now; of open files and processes what is known of them.
     pub bytes: f64,
     /// Bytes by which it grew between the first look and the last.
@@ -298,6 +306,7 @@ impl Diagnosis {
             kind,
             culprit,
             grows: false,
+            steady: false,
             bytes: 0.0,
             bytes_grown: 0.0,
             bytes_per_s: 0.0,
@@ -310,6 +319,7 @@ impl Diagnosis {
     /// With figures of a trend, given in kB.
     pub(crate) fn grown(mut self, trend_kb: &Trend) -> Self {
         self.grows = true;
+        self.steady = trend_kb.steady;
         self.bytes = trend_kb.after * 1_024.0;
         self.bytes_grown = trend_kb.change() * 1_024.0;
         self.bytes_per_s = trend_kb.per_s * 1_024.0;
@@ -320,9 +330,10 @@ impl Diagnosis {
 /// A diagnosis with what it is ranked by: bytes, by how bad they are.
 pub(crate) type Ranked = (f64, Diagnosis);
 
-/// The diagnosis, the likeliest first: what grows, then what has much. There is always one.
+/// The diagnosis, the likeliest first: what grows, what has much, and then leaktraces. There is always one.
 pub fn diagnose(seen: &Observation) -> Vec<Diagnosis> {
     let mut growing = growing::all(seen);
+    growing::put_steps_below(&mut growing);
     growing.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut all: Vec<Diagnosis> = growing.into_iter().map(|(_, diagnosis)| diagnosis).collect();
     let holding = holding::all(seen, &all);
@@ -330,6 +341,7 @@ pub fn diagnose(seen: &Observation) -> Vec<Diagnosis> {
     if all.is_empty() {
         all.push(holding::nothing(seen));
     }
+    all.extend(kin::all(seen));
     all
 }
 

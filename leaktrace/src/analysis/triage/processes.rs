@@ -32,7 +32,7 @@ pub fn growers(trends: BTreeMap<u32, Trend>, floor: f64) -> Vec<(u32, Trend)> {
 
 /// Processes whose memory grows: the largest ones, or many of one name together.
 pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
-    let growers = growers(seen.process_trends(|process| f64::from(process.anon_kb)), FLOOR_KB / 8.0);
+    let growers = growers(seen.suspects(|process| f64::from(process.anon_kb)), FLOOR_KB / 8.0);
     let mut by_name: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     for &(pid, _) in &growers {
         by_name.entry(seen.comm(pid)).or_default().push(pid);
@@ -119,7 +119,7 @@ fn family(seen: &Observation, name: &str, pids: &[u32], trend: &Trend) -> Ranked
 
 /// Processes that start threads and keep them.
 pub(super) fn threads(seen: &Observation) -> Vec<Ranked> {
-    let growers = growers(seen.process_trends(|process| f64::from(process.threads)), STEADY_COUNT);
+    let growers = growers(seen.suspects(|process| f64::from(process.threads)), STEADY_COUNT);
     let worth = growers.into_iter().filter(|(_, trend)| trend.steady || trend.change() >= STEP_COUNT);
     worth
         .take(NAMED)
@@ -244,7 +244,7 @@ pub(super) fn page_tables(seen: &Observation) -> Vec<Ranked> {
     if total.change() < FLOOR_KB {
         return Vec::new();
     }
-    let growers = growers(seen.process_trends(|process| f64::from(process.page_tables_kb)), FLOOR_KB);
+    let growers = growers(seen.suspects(|process| f64::from(process.page_tables_kb)), FLOOR_KB);
     let found: Vec<Ranked> = growers
         .into_iter()
         .take(NAMED)

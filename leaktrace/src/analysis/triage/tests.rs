@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::proc::{cgroups::Group, vmallocinfo::Areas};
+use crate::proc::{cgroups::Group, kin::Maps, vmallocinfo::Areas};
 
 /// Kilobytes of the machine of these tests: 16 GiB.
 const TOTAL: i64 = 16 << 20;
@@ -311,4 +311,112 @@ proptest! {
         prop_assert!(!found.is_empty() && found.iter().all(|diagnosis| !diagnosis.text.is_empty()));
         prop_assert!(found.iter().all(|diagnosis| diagnosis.bytes_per_s.is_finite()));
     }
+}
+
+/// A server that grows by 20 MiB all the time, and at half of it a trace by leaktrace, pid 9, whose maps take 82 MiB and more;
+/// `beside` is what else array maps take.
+fn beside_a_trace(beside: impl Fn(f64) -> i64) -> Observation {
+    let came = |time: f64| time >= 0.5;
+    let maps = Maps { arrays_kb: 82 << 10, tables_kb: 7 << 10, percpu_kb: 3 << 10, others_kb: 144 };
+    let arrays = |time: f64| beside(time) + if came(time) { 82 << 10 } else { 0 };
+    let level = |class, time| match (class, came(time)) {
+        (Class::Anonymous, _) => growing(20 << 10, time),
+        // The kernel's own sums are off by a little.
+        (Class::Vmalloc, true) => arrays(time) + (7 << 10) + 1_400,
+        (Class::Vmalloc, false) => arrays(time),
+        (Class::Percpu, true) => 3 << 10,
+        _ => 0,
+    };
+    let mut seen = observation(level, |look, time| {
+        let areas = |kb: i64| Areas { areas: 9, pages: kb as u64 / 4, bytes: 0 };
+        look.callers = Some(Callers::from([
+            ("array_map_alloc".to_owned(), areas(arrays(time))),
+            ("htab_map_alloc".to_owned(), areas(if came(time) { (7 << 10) + 1_400 } else { 0 })),
+        ]));
+        look.processes = vec![process(7, 50 + growing(20 << 10, time))];
+        if came(time) {
+            look.processes.push(Process { fds: Some(400), ..process(9, 60 << 10) });
+            look.kin = vec![kin::Kin { pid: 9, maps: Some(maps) }];
+        }
+    });
+    name(&mut seen, 7, "server");
+    name(&mut seen, 9, "leaktrace");
+    seen
+}
+
+#[test]
+fn a_trace_beside_is_no_suspect() {
+    let found = diagnose(&beside_a_trace(|_| 0));
+    let kinds: Vec<_> = found.iter().map(|diagnosis| (diagnosis.kind, diagnosis.culprit.pid)).collect();
+    assert_eq!(kinds, [(Kind::ProcessMemory, Some(7)), (Kind::Leaktrace, Some(9))]);
+    assert_eq!(
+        found[1].text,
+        "A trace by leaktrace (pid 9) holds 92.1 MiB in BPF maps, and 60.0 MiB of its own. That is its own bookkeeping, and \
+         ends with it."
+    );
+    // Of what is held a trace is no part either, and so nothing stands out.
+    let mut small = beside_a_trace(|_| 0);
+    for look in &mut small.looks {
+        look.total_kb = 1 << 20;
+    }
+    small.looks.drain(..10);
+    let found = diagnose(&small);
+    assert_eq!(
+        found.iter().map(|diagnosis| diagnosis.kind).collect::<Vec<_>>(),
+        [Kind::Nothing, Kind::Leaktrace]
+    );
+}
+
+#[test]
+fn other_maps_beside_a_trace_are_suspects() {
+    let found = diagnose(&beside_a_trace(|time| growing(40 << 10, time)));
+    let first = &found[0];
+    assert_eq!((first.kind, first.culprit.caller.as_deref()), (Kind::Vmalloc, Some("array_map_alloc")));
+    assert!((first.bytes_grown - f64::from(40 << 20)).abs() < 1e6, "{}", first.text);
+    assert_eq!(found.last().unwrap().kind, Kind::Leaktrace);
+}
+
+/// Who may not read of another's maps is told whose they may be.
+#[test]
+fn a_trace_whose_maps_may_not_be_read_is_told() {
+    let mut seen = beside_a_trace(|_| 0);
+    for look in &mut seen.looks {
+        look.callers = None;
+        for kin in &mut look.kin {
+            kin.maps = None;
+        }
+    }
+    let found = diagnose(&seen);
+    let vmalloc = found.iter().find(|diagnosis| diagnosis.kind == Kind::Vmalloc).unwrap();
+    assert!(
+        vmalloc
+            .text
+            .ends_with("leaktrace (pid 9) runs, and its BPF maps are a part of it that only root may see.")
+    );
+    assert_eq!((found[0].kind, found[0].culprit.pid), (Kind::ProcessMemory, Some(7)));
+}
+
+#[test]
+fn steps_are_ranked_below_what_grows_steadily() {
+    let step = |by: i64, time: f64| if time >= 0.7 { by } else { 0 };
+    let level = |class, time| match class {
+        Class::Percpu => growing(4 << 10, time),
+        Class::Vmalloc => step(500 << 10, time),
+        Class::PageTables => step(60 << 10, time),
+        Class::PageCache => growing(1 << 20, time),
+        _ => 0,
+    };
+    let kinds =
+        |seen: &Observation| diagnose(seen).iter().map(|diagnosis| diagnosis.kind).collect::<Vec<_>>();
+    let seen = observation(level, |_, _| {});
+    assert_eq!(kinds(&seen), [Kind::Percpu, Kind::Vmalloc, Kind::PageTables, Kind::PageCache]);
+    let found = diagnose(&seen);
+    assert_eq!(
+        found.iter().map(|diagnosis| diagnosis.steady).collect::<Vec<_>>(),
+        [true, false, false, true]
+    );
+    // Where nothing grows steadily the largest step is first, also before the page cache.
+    let seen =
+        observation(|class, time| if class == Class::Percpu { 0 } else { level(class, time) }, |_, _| {});
+    assert_eq!(kinds(&seen), [Kind::Vmalloc, Kind::PageTables, Kind::PageCache]);
 }

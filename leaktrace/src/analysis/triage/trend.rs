@@ -17,6 +17,9 @@ pub struct Trend {
 
 /// Below this probability that values without a trend rise so, they do rise.
 const SURE: f64 = 0.05;
+/// Where so much of a change came in one of so many intervals between looks, it came at one time.
+const MOST: f64 = 0.8;
+const ONE_IN: usize = 4;
 
 impl Trend {
     /// The trend of (seconds, level), in the order of time.
@@ -28,7 +31,10 @@ impl Trend {
         let slope = theil_sen(points);
         let rising: Vec<f64> =
             points.iter().map(|&(_, level)| if after < before { -level } else { level }).collect();
-        let steady = slope != 0.0 && slope.signum() == mean.signum() && mann_kendall(&rising) < SURE;
+        let steady = slope != 0.0
+            && slope.signum() == mean.signum()
+            && mann_kendall(&rising) < SURE
+            && !is_step(&rising);
         Self { before, after, per_s: if steady { slope } else { mean }, steady }
     }
 
@@ -36,6 +42,15 @@ impl Trend {
     pub fn change(&self) -> f64 {
         self.after - self.before
     }
+}
+
+/// Whether most of a rise came in a few intervals: by ranks alone a step in the middle rises as surely as a line.
+fn is_step(rising: &[f64]) -> bool {
+    let change = rising.last().unwrap_or(&0.0) - rising.first().unwrap_or(&0.0);
+    let mut rises: Vec<f64> = rising.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    rises.sort_unstable_by(|a, b| b.total_cmp(a));
+    let few = (rises.len() / ONE_IN).max(1);
+    rises.iter().take(few).sum::<f64>() >= change * MOST
 }
 
 /// The Theil-Sen slope: the median of the slopes between all pairs of points, which a few odd
@@ -138,6 +153,13 @@ mod tests {
         );
         let step = trend(&[10.0, 10.0, 10.0, 10.0, 10.0, 60.0]);
         assert!(!step.steady && (step.per_s - 10.0).abs() < 1e-9, "{step:?}");
+        for step in [
+            &[10.0, 10.0, 10.0, 60.0, 60.0, 60.0, 60.0][..],
+            &[1.0, 2.0, 2.0, 3.0, 3.0, 40.0, 60.0, 60.0, 61.0, 61.0, 61.0],
+        ] {
+            assert!(!trend(step).steady, "{step:?}");
+        }
+        assert!(trend(&[0.0, 8.0, 9.0, 20.0, 28.0, 29.0, 45.0, 47.0, 60.0, 61.0, 70.0]).steady);
         let falling = trend(&[50.0, 40.0, 30.0, 20.0, 10.0]);
         assert!(falling.steady && (falling.per_s + 10.0).abs() < 1e-9);
         assert_eq!(trend(&[5.0]), Trend { before: 5.0, after: 5.0, per_s: 0.0, steady: false });

@@ -9,11 +9,12 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    analysis::triage::{Identity, Look, Process, allocates_stacks, ledger},
+    analysis::triage::{Identity, Look, Process, allocates_stacks, kin::Kin, ledger},
     kernel::machine::page_bytes,
     proc::{
         cgroups::{self, Groups},
         fields::Fields,
+        kin,
         mounts::{self, Mount},
         slab,
         slab::SlabCache,
@@ -30,6 +31,7 @@ use crate::{
 pub(super) struct Looker {
     root: PathBuf,
     reader: Reader,
+    kin: kin::Finder,
     started: Instant,
     page_kb: u64,
     /// Who the processes of the last look are.
@@ -61,6 +63,7 @@ impl Looker {
         Self {
             root: root.to_owned(),
             reader: Reader::new(root),
+            kin: kin::Finder::new(root),
             started: Instant::now(),
             page_kb: page_kb(),
             names: BTreeMap::new(),
@@ -80,6 +83,7 @@ impl Looker {
         self.unreadable.clear();
         let processes = self.processes()?;
         let (caches, callers) = (self.caches(), self.callers());
+        let kin = self.kin(&processes);
         let mounts = mounts::read(&self.root);
         let mounts =
             self.allow(mounts, "/proc/self/mountinfo", "files in memory and control groups are missing");
@@ -121,6 +125,7 @@ impl Looker {
             mounts: in_memory,
             groups: Groups::default(),
             processes,
+            kin,
         };
         self.meminfo = meminfo;
         self.slowest_ms = self.slowest_ms.max(begun.elapsed().as_secs_f64() * 1e3);
@@ -173,6 +178,16 @@ impl Looker {
             self.names.insert(found.pid, identity);
         }
         Ok(processes)
+    }
+
+    /// Other leaktraces: what they take is no leak.
+    fn kin(&mut self, processes: &[Process]) -> Vec<Kin> {
+        let (finder, names) = (&mut self.kin, &self.names);
+        finder.keep(|pid| names.contains_key(&pid));
+        let pids = processes.iter().map(|process| process.pid);
+        let kin: Vec<u32> =
+            pids.filter(|&pid| names.get(&pid).is_some_and(|name| finder.is_one(pid, &name.comm))).collect();
+        kin.into_iter().map(|pid| Kin { pid, maps: finder.maps(pid).ok() }).collect()
     }
 
     fn caches(&mut self) -> Option<BTreeMap<String, SlabCache>> {

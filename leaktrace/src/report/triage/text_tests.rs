@@ -73,6 +73,7 @@ fn diagnosis() -> Vec<Diagnosis> {
             kind: Kind::ProcessMemory,
             culprit: Culprit { pid: Some(4_121), comm: Some("ja\u{1b}va".into()), ..Culprit::default() },
             grows: true,
+            steady: true,
             bytes: 8e9,
             bytes_grown: 1.2e8,
             bytes_per_s: 1.2e7,
