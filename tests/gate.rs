@@ -90,6 +90,58 @@ fn a_proof_that_cannot_be_does_not_pass() {
     assert!(stderr.starts_with("leaktrace: --prove could prove nothing: "), "{stderr}");
 }
 
+/// What was asked for is there, but nothing of it was allocated.
+#[test]
+fn what_never_happened_does_not_pass() {
+    require_root();
+    let _turn = turn();
+    for filter in [["--min-size", "1000000000"], ["--max-size", "1"]] {
+        let gate =
+            ["--duration", "3", "--max-objects", "8000", "--fail-on", "suspect", "-q", "--format", "json"];
+        let output = run([&gate[..], &filter].concat());
+        let (report, stderr) = told(&output);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("nothing of what was asked for was allocated in 3"), "{stderr}");
+        assert_eq!(report["headline"]["verdict"], "unknown");
+        assert_eq!(report["window"]["allocated"], 0);
+    }
+}
+
+/// A gate that could never have been red is no gate.
+#[test]
+fn too_short_a_time_for_a_leak_does_not_pass() {
+    require_root();
+    if fs::File::open("/proc/kcore").is_ok() {
+        eprintln!("skipped: this kernel has /proc/kcore, and a leak can be proven at once");
+        return;
+    }
+    let _turn = turn();
+    let args = ["--duration", "5", "--cache", "filp", "--max-objects", "8000", "-q", "--fail-on"];
+    let output = run([&args[..], &["leak"]].concat());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(" is too short to be certain of a leak; trace for 18 s or longer"), "{stderr}");
+}
+
+/// A reader that goes away does not make what was found a success, and neither does a disk that is full.
+#[test]
+fn what_was_found_stands_whoever_reads_it() {
+    require_root();
+    let _turn = turn();
+    // Nothing is asked for that exists: the status says so, whether the report was read or not.
+    let line = format!("{} -d 1 --module nosuch --fail-on leak -q --max-objects 8000", leaktrace().display());
+    let script =
+        format!("set -o pipefail; {line} | true; echo ${{PIPESTATUS[0]}}; {line} -o /dev/full; echo $?");
+    let output = Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(stdout, "1\n1\n", "{stderr}");
+    assert!(stderr.contains("cannot write /dev/full: No space left on device"), "{stderr}");
+    // `-` is standard output, as elsewhere.
+    let output = gate(&["--cache", "kmem_cache", "-q", "-o", "-", "--format", "json"]);
+    assert_eq!(told(&output).0["schema"], "leaktrace.report/1");
+    assert!(!std::path::Path::new("-").exists());
+}
+
 /// Whoever sees only the terminal, or the log of a job, learns what the status means.
 #[test]
 fn a_report_in_a_file_is_summed_up() {

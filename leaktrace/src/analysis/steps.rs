@@ -16,7 +16,13 @@ pub struct Offers {
     pub shake: bool,
     /// Whether a command that only root may run begins with `sudo`.
     pub sudo: bool,
+    /// How this program is called: its name, or the path by which it was found.
+    pub program: String,
 }
+
+/// What looks into a process, which may be another user's.
+const INTO_PROCESSES: [&str; 6] =
+    ["strace ", "gdb -p ", "heaptrack --pid ", "lsof -a ", "ls -l /proc/", "ss -anp "];
 
 /// Times that are advised, in seconds and as they are typed.
 const TIMES: [(u64, &str); 10] = [
@@ -85,9 +91,9 @@ impl<'a> Own<'a> {
         self.words.contains(&option)
     }
 
-    fn typed(&self, sudo: bool) -> String {
-        let mut text =
-            if sudo && (self.traces() || self.with_sudo) { "sudo leaktrace" } else { "leaktrace" }.to_owned();
+    fn typed(&self, offers: &Offers) -> String {
+        let sudo = if offers.sudo && (self.traces() || self.with_sudo) { "sudo " } else { "" };
+        let mut text = format!("{sudo}{}", offers.program);
         let time = self.time.map(|(_, time)| ["--duration", time]);
         // `triage --duration`, but `--duration --module`.
         let first = usize::from(!self.traces()).min(self.words.len());
@@ -148,10 +154,11 @@ pub fn usable(steps: &[String], offers: &Offers) -> Vec<String> {
         }
     }
     let typed = kept.iter().map(|step| match step {
-        Step::Own(own) => own.typed(offers.sudo),
+        Step::Own(own) => own.typed(offers),
         Step::Other(text) => {
             let (command, remark) = text.find("   (").map_or((*text, ""), |at| text.split_at(at));
-            format!("{command}{}", commented(remark))
+            let sudo = offers.sudo && INTO_PROCESSES.iter().any(|beginning| command.starts_with(beginning));
+            format!("{}{command}{}", if sudo { "sudo " } else { "" }, commented(remark))
         }
     });
     typed.chain(untraced.map(|why| format!("leaktrace cannot trace here: {why}"))).collect()
@@ -162,7 +169,7 @@ mod tests {
     use super::*;
 
     fn offers() -> Offers {
-        Offers { no_trace: None, prove: true, shake: true, sudo: true }
+        Offers { no_trace: None, prove: true, shake: true, sudo: true, program: "leaktrace".to_owned() }
     }
 
     fn usable_of(steps: &[&str], offers: &Offers) -> Vec<String> {
@@ -181,7 +188,7 @@ mod tests {
         assert_eq!(
             usable_of(&steps, &offers()),
             [
-                "sudo leaktrace --prove   (who holds them?)",
+                "sudo leaktrace --prove   # who holds them?",
                 "leaktrace triage --pid 7",
                 "sudo leaktrace triage",
                 "ss -s"
@@ -191,12 +198,17 @@ mod tests {
         assert_eq!(
             usable_of(&steps, &as_root),
             [
-                "leaktrace --prove   (who holds them?)",
+                "leaktrace --prove   # who holds them?",
                 "leaktrace triage --pid 7",
                 "leaktrace triage",
                 "ss -s"
             ]
         );
+        // Who came without root needs it for what is another user's.
+        let into = ["strace -f -p 7", "ls -l /proc/7/fd   (which?)"];
+        assert_eq!(usable_of(&into, &offers()), ["sudo strace -f -p 7", "sudo ls -l /proc/7/fd   # which?"]);
+        let here = Offers { program: "./leaktrace".to_owned(), ..offers() };
+        assert_eq!(usable_of(&["leaktrace --shake"], &here), ["sudo ./leaktrace --shake"]);
     }
 
     #[test]

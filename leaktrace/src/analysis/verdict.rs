@@ -305,9 +305,8 @@ impl Evidence {
 /// comes after the others.
 pub fn by_rank(a: &Evidence, b: &Evidence) -> Ordering {
     let bytes = |evidence: &Evidence| evidence.live * u64::from(evidence.object_size);
-    let may_be_none = |evidence: &Evidence| {
-        evidence.growth.grows() && evidence.growth.error_per_s > evidence.growth.per_s
-    };
+    let may_be_none =
+        |evidence: &Evidence| evidence.growth.grows() && evidence.growth.error_per_s > evidence.growth.per_s;
     b.verdict()
         .cmp(&a.verdict())
         .then_with(|| may_be_none(a).cmp(&may_be_none(b)))

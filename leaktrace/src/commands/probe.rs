@@ -63,5 +63,33 @@ pub(super) fn offers(root: &Path, machine: Option<&Machine>) -> Offers {
         prove: proof::is_offered(root),
         shake: machine::may_drop_caches(root),
         sudo: !privilege::is_root() || std::env::var_os("SUDO_UID").is_some(),
+        program: program(std::env::args().next()),
+    }
+}
+
+/// How this program was called: by its name, or by a path, which a shell needs again.
+fn program(called: Option<String>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:".contains(c);
+    match called {
+        Some(path) if path.contains('/') && path.chars().all(plain) => path,
+        Some(path) if path.contains('/') && !path.contains('\'') && !path.contains(char::is_control) => {
+            format!("'{path}'")
+        }
+        _ => "leaktrace".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_called_as_it_was() {
+        let program = |called: &str| program(Some(called.to_owned()));
+        assert_eq!(program("leaktrace"), "leaktrace");
+        assert_eq!(program("./target/leaktrace"), "./target/leaktrace");
+        assert_eq!(program("/my tools/leaktrace"), "'/my tools/leaktrace'");
+        assert_eq!(program("/it's/leaktrace"), "leaktrace");
+        assert_eq!(super::program(None), "leaktrace");
     }
 }

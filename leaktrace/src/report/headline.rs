@@ -71,11 +71,14 @@ pub fn unknown(report: &Report, floor: Option<f64>) -> Option<String> {
     let removed = |module: &String| report.unloads.iter().any(|unload| unload.module == *module);
     let modules = &report.filters.modules;
     let seconds = units::seconds(report.window.duration_s);
-    if report.window.allocated == Some(0) && report.filters.in_words().is_some() && report.unloads.is_empty() {
+    if report.window.allocated == Some(0) && report.filters.in_words().is_some() && report.unloads.is_empty()
+    {
         return Some(format!("nothing of what was asked for was allocated in {seconds}"));
     }
     if let Some(caches) = not_judged(report).filter(|_| report.findings.is_empty()) {
-        return Some(format!("frees of {caches} were not seen, as /proc/slabinfo shows, so they could not be judged"));
+        return Some(format!(
+            "frees of {caches} were not seen, as /proc/slabinfo shows, so they could not be judged"
+        ));
     }
     if floor.is_some() || (!modules.is_empty() && modules.iter().all(removed)) {
         return None;
@@ -267,11 +270,26 @@ mod tests {
             "Cannot tell whether anything leaks: module nosuch was never loaded, so nothing was traced."
         );
         report.filters.absent_modules.clear();
+        // It was there, and nothing of it was allocated.
+        report.window.allocated = Some(0);
+        assert!(headline(&report).text.ends_with(": nothing of what was asked for was allocated in 60 s."));
+        report.window.allocated = Some(5);
+        // All that was recorded is of a cache whose frees were not seen.
+        report.coverage.blind_spots.push(crate::report::model::BlindSpot {
+            path: UNSEEN_FREES.to_owned(),
+            effect: String::new(),
+            caches: vec!["kmalloc-256".to_owned()],
+        });
+        assert!(headline(&report).text.contains("frees of kmalloc-256 were not seen"));
+        report.findings = sample::report("plateau").findings;
+        assert!(headline(&report).text.ends_with(" Not judged, because frees were not seen: kmalloc-256."));
+        report.coverage.blind_spots.pop();
+        report.findings.clear();
         (report.window.duration_s, report.window.scans) = (6.0, 6);
         let told = headline(&report);
         assert_eq!(told.verdict, "unknown");
         assert!(
-            told.text.ends_with(": 6.0 s is too short to tell growth from chance; trace for 17 s or longer.")
+            told.text.ends_with(": 6.0 s is too short to tell growth from chance; trace for 26 s or longer.")
         );
         // It was removed, and what it left behind then is known.
         let left = crate::report::model::Amount::default();

@@ -6,7 +6,7 @@ use super::{
     Culprit, Details, Diagnosis, Kind, Observation, Ranked,
     growing::{FLOOR_KB, how},
     ledger::Class,
-    processes::{counted, growers},
+    processes::{counted, growers, tell_the_rest},
     trend::Trend,
 };
 use crate::units;
@@ -40,7 +40,8 @@ pub(super) fn fds(seen: &Observation) -> Fds {
     let opened: f64 = growers.iter().map(|(_, trend)| trend.change()).sum();
     let explained = explained(seen, opened);
     let slab_kb: f64 = explained.values().sum();
-    let found = growers
+    let rest = growers.len().saturating_sub(NAMED);
+    let mut found: Vec<Ranked> = growers
         .into_iter()
         .take(NAMED)
         .map(|(pid, trend)| {
@@ -49,6 +50,7 @@ pub(super) fn fds(seen: &Observation) -> Fds {
             one(seen, pid, &trend, (&caches, slab_kb * share))
         })
         .collect();
+    tell_the_rest(&mut found, rest, "open files and keep them");
     Fds { found, explained: explained.into_keys().collect() }
 }
 
@@ -69,11 +71,9 @@ fn explained(seen: &Observation, opened: f64) -> BTreeMap<String, f64> {
 fn one(seen: &Observation, pid: u32, trend: &Trend, (caches, slab_kb): (&[&str], f64)) -> Ranked {
     let nothing = Details::default();
     let details = seen.details.get(&pid).unwrap_or(&nothing);
-    let kind = leaking_kind(details);
-    let what = match &kind {
-        Some((kind, count)) => format!("mostly {} ({} of them now)", plural(kind), units::count(*count)),
-        None => "of which kind could not be read".to_owned(),
-    };
+    let kinds = leaking_kinds(details);
+    let what = in_words(&kinds, trend.after);
+    let kind = kinds.into_iter().next().filter(|(_, count)| *count as f64 * MOSTLY >= trend.after);
     let mut text = format!(
         "{} (pid {pid}) opens files and does not close them: {} more in {}, {} in all, {what}.",
         seen.comm(pid),
@@ -105,7 +105,7 @@ fn one(seen: &Observation, pid: u32, trend: &Trend, (caches, slab_kb): (&[&str],
             vec![format!("strace -f -k -e trace=pipe2,close -p {pid}   (-k shows who opens them)")]
         }
         Some("deleted file") => {
-            vec![format!("lsof +L1 -p {pid}"), format!("ls -l /proc/{pid}/fd | grep deleted")]
+            vec![format!("lsof -a +L1 -p {pid}"), format!("ls -l /proc/{pid}/fd | grep deleted")]
         }
         _ => vec![format!("ls -l /proc/{pid}/fd"), format!("strace -f -k -e trace=desc -p {pid}")],
     };
@@ -119,22 +119,34 @@ fn one(seen: &Observation, pid: u32, trend: &Trend, (caches, slab_kb): (&[&str],
     (trend.change() * each_kb, counted(Kind::Fds, culprit, text, next, trend, each_kb))
 }
 
-/// The kind of files that there are more of, or most of; and how many there are.
-fn leaking_kind(details: &Details) -> Option<(String, u64)> {
-    let now = &details.files.as_ref()?.kinds;
+/// A kind of files of which there are so much fewer than of all is not what most are.
+const MOSTLY: f64 = 4.0;
+
+/// The kinds of files that there are more of, or most of, and how many there are: the first, and what grew half as much or more
+/// with it.
+fn leaking_kinds(details: &Details) -> Vec<(String, u64)> {
+    let Some(files) = &details.files else { return Vec::new() };
     let before = details.files_before.as_ref().map(|files| &files.kinds);
     let grown = |(kind, files): &(&String, &crate::proc::fds::Kind)| {
         let before = before.and_then(|kinds| kinds.get(*kind)).map_or(0, |files| files.count);
         files.count as i64 - before as i64
     };
-    let (kind, files) = now.iter().max_by_key(grown)?;
-    Some((kind.clone(), files.count))
+    let mut kinds: Vec<_> = files.kinds.iter().collect();
+    kinds.sort_by_key(|kind| std::cmp::Reverse(grown(kind)));
+    let Some(most) = kinds.first().map(grown) else { return Vec::new() };
+    let with_it =
+        kinds.iter().enumerate().filter(|(index, kind)| *index == 0 || grown(kind) * 2 > most.max(1));
+    with_it.take(2).map(|(_, (kind, files))| ((*kind).clone(), files.count)).collect()
 }
 
-fn plural(kind: &str) -> String {
-    match kind {
-        "memfd" | "eventfd" | "timerfd" | "dmabuf" => kind.to_owned(),
-        _ => format!("{kind}s"),
+/// Which kinds they are, of so many in all.
+fn in_words(kinds: &[(String, u64)], all: f64) -> String {
+    let counted: Vec<String> =
+        kinds.iter().map(|(kind, count)| format!("{kind}s ({} now)", units::count(*count))).collect();
+    match kinds {
+        [] => "of which kind could not be read".to_owned(),
+        [(_, count), ..] if (*count as f64 * MOSTLY) < all => "of several kinds".to_owned(),
+        _ => format!("mostly {}", counted.join(" and ")),
     }
 }
 
@@ -195,7 +207,7 @@ pub(super) fn shmem(seen: &Observation) -> Vec<Ranked> {
         );
         let next = vec![
             format!("du -xah {} | sort -h | tail", quoted(&path)),
-            format!("lsof +L1 {}   (deleted, but still open)", quoted(&path)),
+            format!("lsof -a +L1 {}   (deleted, but still open)", quoted(&path)),
         ];
         let culprit = Culprit { path: Some(path), ..Culprit::default() };
         return vec![(trend.change(), Diagnosis::new(Kind::Tmpfs, culprit, text, next).grown(trend))];

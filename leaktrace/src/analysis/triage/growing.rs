@@ -118,7 +118,7 @@ fn rest(seen: &Observation) -> Vec<Ranked> {
             Class::Sockets,
             Kind::Sockets,
             "It is data that waits in sockets: for a program that does not read, or for a peer that does not.",
-            "ss -ampn | sort   (skmem: r is waiting to be read, t to be sent)",
+            "ss -ampnO | sort   (skmem: r is waiting to be read, t to be sent)",
         ),
         (
             Class::HugePages,

@@ -1,6 +1,9 @@
 //! Growth of processes: their memory, threads, number and page tables.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write as _,
+};
 
 use super::{
     Culprit, Diagnosis, Kind, Observation, Process, Ranked,
@@ -23,11 +26,23 @@ const THREAD_KB: f64 = 24.0;
 /// kB that a process takes at least.
 const PROCESS_KB: f64 = 100.0;
 
-/// Those whose trend rises by `floor`, the largest growth first.
+/// What grew once counts as so much less than what grows all the time.
+const STEP: f64 = 0.1;
+
+/// Those whose trend rises by `floor`, the largest growth first; what grows all the time comes before what grew once.
 pub fn growers(trends: BTreeMap<u32, Trend>, floor: f64) -> Vec<(u32, Trend)> {
     let mut growers: Vec<_> = trends.into_iter().filter(|(_, trend)| trend.change() >= floor).collect();
-    growers.sort_by(|a, b| b.1.change().total_cmp(&a.1.change()));
+    let weight = |trend: &Trend| if trend.steady { trend.change() } else { trend.change() * STEP };
+    growers.sort_by(|a, b| weight(&b.1).total_cmp(&weight(&a.1)));
     growers
+}
+
+/// Says after the last of those that are told how many are not.
+pub(super) fn tell_the_rest(found: &mut [Ranked], rest: usize, what: &str) {
+    if let (Some((_, last)), 1..) = (found.last_mut(), rest) {
+        let (number, others) = (units::count(rest as u64), if rest == 1 { "process" } else { "processes" });
+        let _ = write!(last.text, " {number} more {others} {what}, too: the table has the largest.");
+    }
 }
 
 /// Processes whose memory grows: the largest ones, or many of one name together.
@@ -40,9 +55,12 @@ pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
     let mut found = Vec::new();
     // Of each name that was met: whether it is told as one.
     let mut told: BTreeMap<&str, bool> = BTreeMap::new();
+    let mut rest = 0;
     for &(pid, trend) in &growers {
         if found.len() >= NAMED {
-            break;
+            let is_told = told.get(seen.comm(pid)).copied().unwrap_or(false);
+            rest += usize::from(trend.change() >= FLOOR_KB && !is_told);
+            continue;
         }
         let name = seen.comm(pid);
         let as_one = *told.entry(name).or_insert_with(|| {
@@ -51,7 +69,10 @@ pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
                 return false;
             }
             let together = together(seen, same);
-            let as_one = together.change() > 2.0 * trend.change();
+            // One that grows all the time is not hidden behind others that grew once.
+            let steady = growers.iter().filter(|(pid, trend)| same.contains(pid) && trend.steady).count();
+            let alike = steady == 0 || steady * 2 >= same.len();
+            let as_one = alike && together.change() > 2.0 * trend.change();
             // Where most of them are new it is their number that grows.
             let before = &seen.first().processes;
             let new = same
@@ -67,6 +88,7 @@ pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
             found.push(one(seen, pid, &trend));
         }
     }
+    tell_the_rest(&mut found, rest, "take more memory");
     found
 }
 

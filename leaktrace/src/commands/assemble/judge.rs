@@ -277,7 +277,9 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
         growth,
         min_age_s: surroundings.scope.min_age.as_secs_f64(),
         window_s: snapshot.duration.as_secs_f64(),
-        lifetime_s: lifetimes.and_then(|all| lifetime::percentile_us(all, 0.999, snapshot.duration)).map(|us| us / 1e6),
+        lifetime_s: lifetimes
+            .and_then(|all| lifetime::percentile_us(all, 0.999, snapshot.duration))
+            .map(|us| us / 1e6),
         reclaimable: is_reclaimable(surroundings, &site.cache),
         shaken: None,
         replaces: false,

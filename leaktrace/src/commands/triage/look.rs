@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     analysis::triage::{Identity, Look, Process, allocates_stacks, kin::Kin, ledger},
-    kernel::machine::page_bytes,
+    kernel::{machine::page_bytes, privilege::is_root},
     proc::{
         cgroups::{self, Groups},
         fields::Fields,
@@ -55,7 +55,13 @@ pub(super) fn page_kb() -> u64 {
 pub(super) fn why(error: &anyhow::Error) -> String {
     let cause = error.root_cause().to_string();
     let cause = cause.split(" (os error").next().unwrap_or_default();
-    if cause == "Permission denied" { "it is for root".to_owned() } else { cause.to_lowercase() }
+    match cause {
+        "Permission denied" if is_root() => {
+            "the kernel refuses it to this root, as in a container".to_owned()
+        }
+        "Permission denied" => "it is for root".to_owned(),
+        cause => cause.to_lowercase(),
+    }
 }
 
 impl Looker {

@@ -38,8 +38,10 @@ impl Screen {
         if !self.terminal {
             return Self::write(&format!("{text}\n"));
         }
-        let rows = terminal_size::terminal_size_of(io::stdout()).map_or(24, |(_, rows)| usize::from(rows.0));
-        Self::write(&page(text, rows))
+        let size = terminal_size::terminal_size_of(io::stdout());
+        let (columns, rows) =
+            size.map_or((80, 24), |(columns, rows)| (usize::from(columns.0), usize::from(rows.0)));
+        Self::write(&page(text, columns, rows))
     }
 
     fn write(text: &str) -> Result<()> {
@@ -51,20 +53,40 @@ impl Screen {
     }
 }
 
-/// What replaces the screen's text by another, of which the first lines fit.
-fn page(text: &str, rows: usize) -> String {
-    let lines = text.lines().count();
-    let fit = rows.saturating_sub(1);
+/// What replaces the screen's text by another, of which the first lines fit. A command is not broken where it is wrapped: the
+/// terminal goes on with it on its next line.
+fn page(text: &str, columns: usize, rows: usize) -> String {
+    let mut room = rows.saturating_sub(1);
     let mut page = String::from(HOME);
-    for line in text.lines().take(fit) {
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.peek() {
+        let takes = shown(line).div_ceil(columns.max(1)).max(1);
+        if takes > room {
+            break;
+        }
+        room -= takes;
         page.push_str(line);
         page.push_str(LINE);
+        lines.next();
     }
-    let more = if lines > fit { format!("({} more lines; ", lines - fit) } else { "(".to_owned() };
+    let more = match lines.count() {
+        0 => "(".to_owned(),
+        more => format!("({more} more lines; "),
+    };
     page.push_str(&more);
     page.push_str("Ctrl-C ends)\x1b[K");
     page.push_str(BELOW);
     page
+}
+
+/// Characters of a line that take room: all but our own colours.
+fn shown(line: &str) -> usize {
+    let parts = line.split("\x1b[").enumerate();
+    parts
+        .map(|(index, part)| {
+            if index == 0 { part } else { part.split_once('m').map_or("", |(_, text)| text) }.chars().count()
+        })
+        .sum()
 }
 
 impl Drop for Screen {
@@ -83,9 +105,16 @@ mod tests {
     #[test]
     fn a_page_has_as_many_lines_as_the_screen() {
         let text = (0..50).map(|line| format!("line {line}")).collect::<Vec<_>>().join("\n");
-        let page = page(&text, 24);
+        let page = page(&text, 80, 24);
         assert_eq!(page.matches('\n').count(), 23);
         assert!(page.contains("line 22") && !page.contains("line 23") && page.contains("(27 more lines; "));
-        assert!(super::page("a\n", 24).contains("(Ctrl-C ends)"));
+        assert!(super::page("a\n", 80, 24).contains("(Ctrl-C ends)"));
+        // What the terminal wraps takes as many of its lines; colours take no room.
+        let wide = format!("\x1b[36m{}\x1b[0m\nb\nc", "a".repeat(100));
+        let page = super::page(&wide, 40, 5);
+        assert!(
+            page.contains("b\x1b[K") && !page.contains("c\x1b[K") && page.contains("(1 more lines; "),
+            "{page}"
+        );
     }
 }
