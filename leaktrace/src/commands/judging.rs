@@ -150,7 +150,7 @@ pub(super) fn exit_code(report: &Report, args: &TraceArgs) -> Result<ExitCode> {
         if !matches!(args.fail_on, Some(FailOn::Suspect)) && !may_tell_a_leak(report, args) {
             let enough = verdict::soonest(args.survivor_age().as_secs_f64()).ceil();
             bail!(
-                "{} is too short to be certain of a leak; trace for {} or longer, or use --fail-on suspect",
+                "cannot tell whether anything leaks: {} is too short to be certain; trace for {} or longer, or use --fail-on suspect",
                 units::seconds(report.window.duration_s),
                 units::seconds(enough)
             );
