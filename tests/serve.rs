@@ -153,6 +153,19 @@ fn clients_that_mean_harm_do_none() {
     agent.end();
 }
 
+/// Who may not read /proc/kallsyms may connect from this machine.
+#[test]
+fn without_a_token_no_address_is_told() {
+    let _turn = turn();
+    let agent = Agent::start(&[]);
+    let report = agent.text("/report.json");
+    assert!(report.contains("\"symbol\":\""), "{report}");
+    for kernel in ["\"0xffff", "ffff8"] {
+        assert!(!report.contains(kernel), "{:?}", report.split('{').find(|part| part.contains(kernel)));
+    }
+    agent.end();
+}
+
 #[test]
 fn idle_connections_shut_nobody_out() {
     let _turn = turn();

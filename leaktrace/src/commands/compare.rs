@@ -8,7 +8,7 @@ use super::{kmemleak, output, saved};
 use crate::{
     cli::{CompareArgs, Format},
     proc::kmemleak::Listing,
-    report,
+    report::{self, forms::without_controls},
 };
 
 /// Compares, and tells.
@@ -25,7 +25,9 @@ pub(super) fn run(args: &CompareArgs) -> Result<()> {
     }
     kmemleak::compare_saved(&listing, &mut report);
     let text = match args.format {
-        Format::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
+        Format::Json => {
+            without_controls(&serde_json::to_string_pretty(&report).context("cannot write JSON")?) + "\n"
+        }
         Format::Text => report::kmemleak::render(&report, output::width()),
     };
     output::Output::Stdout.write(text.as_bytes())

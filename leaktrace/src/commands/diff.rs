@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cli::{DiffArgs, Format},
-    report::{difference, known},
+    report::{difference, forms::without_controls, known},
 };
 
 /// Compares, and tells.
@@ -22,7 +22,9 @@ pub(super) fn run(args: &DiffArgs) -> Result<()> {
     let (before, after) = (saved::read(&args.before)?, saved::read(&args.after)?);
     let diff = known::diff(&before, &after);
     let text = match args.format {
-        Format::Json => serde_json::to_string_pretty(&diff).context("cannot write JSON")? + "\n",
+        Format::Json => {
+            without_controls(&serde_json::to_string_pretty(&diff).context("cannot write JSON")?) + "\n"
+        }
         Format::Text => difference::render(&diff, output::width()),
     };
     Output::Stdout.write(text.as_bytes())

@@ -40,6 +40,9 @@ use crate::cli::{Cli, Command};
 /// # Errors
 /// The one line that tells the user what is wrong and what to do.
 pub fn run(cli: Cli) -> Result<ExitCode> {
+    // A limit of file size is an error that is told, as a full disk is, and no sudden end that leaves half a file.
+    // SAFETY: SIG_IGN is no function, and nothing else in this process uses the signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     match cli.command {
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Diff(args)) => diff::run(&args).map(|()| ExitCode::SUCCESS),

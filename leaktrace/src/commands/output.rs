@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -78,6 +79,12 @@ impl Output {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             return if closed_at_start() { bail!(CLOSED_STDOUT) } else { Ok(Self::Stdout) };
         };
+        if is_planted(path) {
+            bail!(
+                "cannot write {}: it is a link that another user has put into a directory for everyone",
+                path.display()
+            );
+        }
         // A link stays one, and what it leads to is replaced.
         let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if path.is_dir() {
@@ -174,6 +181,21 @@ impl Output {
             }
         }
     }
+}
+
+/// Whether the kernel would not follow a link where it is asked to protect (`fs/namei.c`, `may_follow_link`): one in a sticky
+/// directory that everyone may write to, of neither this user nor the directory's owner.
+fn is_planted(path: &Path) -> bool {
+    const STICKY_FOR_ALL: u32 = libc::S_ISVTX | libc::S_IWOTH;
+    let Ok(link) = path.symlink_metadata().map(|link| (link.is_symlink(), link.uid())) else { return false };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(directory) = parent.metadata() else { return false };
+    // SAFETY: geteuid has no preconditions.
+    let user = unsafe { libc::geteuid() };
+    link.0
+        && directory.mode() & STICKY_FOR_ALL == STICKY_FOR_ALL
+        && link.1 != user
+        && link.1 != directory.uid()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

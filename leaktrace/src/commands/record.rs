@@ -57,9 +57,6 @@ pub(super) fn run(args: &RecordArgs) -> Result<()> {
         memory_kb: machine.memory / 1_024,
         min_age_s: how.min_age.as_secs_f64(),
     };
-    // A limit of file size is an error that is told, as a full disk is, and no sudden end.
-    // SAFETY: SIG_IGN is no function, and nothing else in this process uses the signal.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let mut recorder = Recorder::create(&args.output, &start, args.max_file)?;
     let recorded = runtime.block_on(watch(&mut session, &mut recorder, args));
     // Whatever went wrong, what can still be told is written.

@@ -6,7 +6,11 @@ use super::{
     output::{Output, say},
     saved,
 };
-use crate::{cli::ReportArgs, units};
+use crate::{
+    cli::ReportArgs,
+    report::{escape, forms::Form},
+    units,
+};
 
 /// Tells a report in a form.
 ///
@@ -20,6 +24,11 @@ pub(super) fn run(args: &ReportArgs) -> Result<()> {
         && recorded.until_s + 1.0 < at.as_secs_f64()
     {
         say(&format!("note: the recording ends after {}: showing its end", units::seconds(recorded.until_s)));
+    }
+    let damage = report.recorded.as_ref().and_then(|recorded| recorded.damage.as_ref());
+    // The other forms have it themselves.
+    if let (Some(damage), Form::Csv | Form::Folded | Form::Svg | Form::Pprof) = (damage, args.format) {
+        say(&format!("note: not readable of the recording: {}", escape(damage)));
     }
     let top = args.top.unwrap_or_else(|| args.format.top());
     // Leaks are told however many there are.

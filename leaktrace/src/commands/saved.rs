@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::output::say;
 use crate::{
     recording,
-    report::{model::Report, plausible},
+    report::{escape, model::Report, plausible},
 };
 
 /// A larger file is no report.
@@ -26,6 +27,9 @@ pub(super) fn read(path: &Path) -> Result<Report> {
     if report.is_of_ticks() {
         let name = path.display();
         bail!("{name} has no report yet, only ticks: `leaktrace report {name}` tells them");
+    }
+    if let Some(damage) = report.recorded.as_ref().and_then(|recorded| recorded.damage.as_ref()) {
+        say(&format!("note: not readable of {}: {}", path.display(), escape(damage)));
     }
     Ok(report)
 }

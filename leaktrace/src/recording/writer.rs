@@ -1,19 +1,20 @@
 //! Writing a recording.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions, TryLockError},
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use prost::Message as _;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     MAGIC,
     format::{Block, Header, Series, Site, Ticks},
+    frames::is_recording,
     older,
 };
 use crate::{report::model::Report, tracer::Level};
@@ -87,10 +88,20 @@ impl Recorder {
             memory_kb: start.memory_kb,
             min_age_s: start.min_age_s,
         };
+        let older = older(path);
+        if older.exists() && !is_recording(&older).is_ok_and(|is| is) {
+            bail!(
+                "{} is no recording, and would be replaced by the older half of this one: give another name",
+                older.display()
+            );
+        }
+        let file = open(path)?;
         // What another recording left would be taken for a part of this one.
-        let _ = fs::remove_file(older(path));
+        if older.exists() {
+            fs::remove_file(&older).with_context(|| format!("cannot remove {}", older.display()))?;
+        }
         let mut recorder = Self {
-            file: open(path)?,
+            file,
             path: path.to_owned(),
             bytes: 0,
             bytes_before: 0,
@@ -262,13 +273,25 @@ impl Recorder {
     }
 }
 
-/// It has kernel addresses: for the owner and the group, not for everyone.
+/// Opens a new recording, in the place of one that nobody writes any more. It has kernel addresses: for the owner and the group,
+/// not for everyone.
 fn open(path: &Path) -> Result<File> {
-    File::options()
+    let unwritable = || format!("cannot write {}", path.display());
+    let file = File::options()
         .write(true)
         .create(true)
-        .truncate(true)
+        .truncate(false)
         .mode(0o640)
         .open(path)
-        .with_context(|| format!("cannot write {}", path.display()))
+        .with_context(unwritable)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            bail!("cannot write {}: another recording is going on there", path.display())
+        }
+        // Some file systems have no locks.
+        Ok(()) | Err(TryLockError::Error(_)) => {}
+    }
+    file.set_permissions(Permissions::from_mode(0o640)).with_context(unwritable)?;
+    file.set_len(0).with_context(unwritable)?;
+    Ok(file)
 }

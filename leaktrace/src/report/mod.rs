@@ -1,5 +1,6 @@
 //! The report: its model, which is the JSON schema, and the forms in which it is told.
 
+mod addresses;
 pub mod columns;
 pub mod difference;
 pub mod filters;

@@ -5,6 +5,8 @@ use serde_json::Value;
 
 use super::model::{Report, SCHEMA};
 
+/// Values that a report has at most: ten thousand findings have a third as many.
+const MOST_VALUES: usize = 6_000_000;
 /// Numbers that may be below 0.
 const SIGNED: [&str; 3] = ["net", "bytes_per_s", "score"];
 /// Shares in percent and probabilities, and what they are at most; rounding may add a little.
@@ -31,6 +33,10 @@ const LARGEST: f64 = 18_446_744_073_709_551_616.0;
 /// # Errors
 /// When the text is none, or names the first field whose number cannot be.
 pub fn parse(text: &[u8], name: &str) -> Result<Report> {
+    // Each takes some ten times its text as a value.
+    if text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count() > MOST_VALUES {
+        bail!("{name} has too many values for a report");
+    }
     let value: Value =
         serde_json::from_slice(text).with_context(|| format!("{name} is no report: it is no JSON"))?;
     match value["schema"].as_str() {

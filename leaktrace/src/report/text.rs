@@ -318,7 +318,7 @@ fn cost(out: &mut String, report: &Report, style: &Style) -> fmt::Result {
             if let Some(ns) = program.ns_per_run {
                 let text = format!(
                     "{:<30} {ns:>6.0} ns per event, {} measured, {} missed",
-                    program.name,
+                    escape(&program.name),
                     units::count(program.runs),
                     units::count(program.recursion_misses)
                 );

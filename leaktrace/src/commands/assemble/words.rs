@@ -133,6 +133,13 @@ fn growth(judged: &Judged<'_>) -> String {
     let growth = &judged.evidence.growth;
     let size = f64::from(judged.site.object_size);
     match growth.shape {
+        Shape::Steady | Shape::Bursty if !growth.grows() => format!(
+            "rises by {}/s, but was counted only {} times, and what comes and goes at random would rise as much in 1 of {} cases: a \
+             longer run tells",
+            units::bytes(growth.per_s * size),
+            judged.site.series.points().count(),
+            units::count((1.0 / growth.walk.unwrap_or(1.0)).round() as u64)
+        ),
         Shape::Steady | Shape::Bursty => format!(
             "{} {} by {}/s, give or take {}/s, in {} of {} parts of the time, for {}",
             if growth.surely() { "grows" } else { "seems to grow" },

@@ -242,7 +242,7 @@ mod tests {
     async fn who_comes_while_all_are_busy_is_told() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shown = Arc::new(Shown::new(Duration::from_secs(1), Places::new(1)));
+        let shown = Arc::new(Shown::new(Duration::from_secs(1), Places::new(1), false));
         let busy = shown.places.take(Instant::now()).unwrap();
         busy.asked();
         tokio::spawn(serve(listener, Arc::clone(&shown), Trust::Local, None));

@@ -65,7 +65,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     if !args.quiet {
         tell(address, &trust, tls.is_some(), kept);
     }
-    let shown = Arc::new(Shown::new(args.watch.interval(), Places::new(CONNECTIONS)));
+    // Who may not read /proc/kallsyms may still connect from here, and learn no address.
+    let addresses = !matches!(trust, Trust::Local);
+    let shown = Arc::new(Shown::new(args.watch.interval(), Places::new(CONNECTIONS), addresses));
     service::ready(address);
     let served = runtime.block_on(async {
         let serving = tokio::spawn(http::serve(listener, Arc::clone(&shown), trust, tls.clone()));

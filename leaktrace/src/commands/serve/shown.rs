@@ -35,6 +35,8 @@ const GRACE: Duration = Duration::from_secs(15);
 /// How things stand.
 pub(super) struct Shown {
     interval: Duration,
+    /// Whether kernel addresses are shown.
+    addresses: bool,
     /// Who is connected.
     pub(super) places: Arc<Places>,
     state: Mutex<State>,
@@ -47,9 +49,9 @@ struct State {
 }
 
 impl Shown {
-    pub(super) fn new(interval: Duration, places: Arc<Places>) -> Self {
+    pub(super) fn new(interval: Duration, places: Arc<Places>, addresses: bool) -> Self {
         let state = State { ticked: Instant::now(), report: None, made: HashMap::new() };
-        Self { interval, places, state: Mutex::new(state) }
+        Self { interval, addresses, places, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,7 +64,10 @@ impl Shown {
     }
 
     /// Shows a report from now on.
-    pub(super) fn show(&self, report: Report) {
+    pub(super) fn show(&self, mut report: Report) {
+        if !self.addresses {
+            report.forget_addresses();
+        }
         let mut state = self.state();
         state.report = Some(Arc::new(report));
         state.made.clear();

@@ -32,6 +32,7 @@ use crate::{
         profile::{self, Places},
     },
     report::{
+        forms::without_controls,
         page::WIDTH,
         text::Style,
         triage::{model, model::Triage, process as process_report, text},
@@ -82,7 +83,7 @@ pub(super) fn run(args: &TriageArgs) -> Result<ExitCode> {
 }
 
 fn to_json(answer: &impl Serialize) -> Result<String> {
-    Ok(serde_json::to_string_pretty(answer).context("cannot write JSON")? + "\n")
+    Ok(without_controls(&serde_json::to_string_pretty(answer).context("cannot write JSON")?) + "\n")
 }
 
 /// Time between two looks of a window.

@@ -7,6 +7,8 @@ mod pprof;
 mod sheet;
 mod stacks;
 
+use std::fmt::Write as _;
+
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
@@ -60,9 +62,8 @@ pub fn render(report: &Report, form: Form, style: &Style) -> Result<Vec<u8>> {
     Ok(match form {
         Form::Text => text::render(report, style).into_bytes(),
         Form::Json => {
-            let mut json = serde_json::to_vec_pretty(report).context("cannot write JSON")?;
-            json.push(b'\n');
-            json
+            let json = serde_json::to_string_pretty(report).context("cannot write JSON")?;
+            (without_controls(&json) + "\n").into_bytes()
         }
         Form::Html => html::render(report, false)?.into_bytes(),
         Form::Markdown => markdown::render(report).into_bytes(),
@@ -71,6 +72,20 @@ pub fn render(report: &Report, form: Form, style: &Style) -> Result<Vec<u8>> {
         Form::Svg => folded::flame_graph(report)?.into_bytes(),
         Form::Pprof => pprof::render(report)?,
     })
+}
+
+/// JSON whose strings have no character that a terminal might obey or show in another order: it knows the same by number.
+pub fn without_controls(json: &str) -> String {
+    let unseen = |c: char| matches!(c, '\u{7f}'..='\u{9f}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if unseen(c) {
+            let _ = write!(text, "\\u{:04x}", u32::from(c));
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }
 
 /// The page of an agent, which asks for the next report by itself.
