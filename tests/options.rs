@@ -115,7 +115,7 @@ fn top_bounds_the_findings() {
 #[test]
 fn min_age_decides_what_survives() {
     let _turn = turn();
-    let young = report_with_pipes(&["--min-age", "1h"]);
+    let young = report_with_pipes(&["--min-age", "1h", "--duration", "2h"]);
     let old = report_with_pipes(&["--min-age", "0"]);
     for (report, expected) in [(&young, 0.0), (&old, PIPES as f64)] {
         for site in pipe_findings(report) {

@@ -150,7 +150,7 @@ fn bad_values_are_usage_errors() {
     for (args, word) in [
         (&["--duration", "0"][..], "100ms"),
         (&["--duration", "soon"], "90s"),
-        (&["--duration=-5"], "year"),
+        (&["--duration=-5"], "366d"),
         (&["--interval", "1ms"], "100ms"),
         (&["--top", "0"], "1..=10000"),
         (&["--cache", "kmalloc-[a"], "--cache"),

@@ -190,6 +190,7 @@ impl Reading {
             self.first_ms = Some(ticks.first_ms);
             self.base_ms = if from_start { 0 } else { ticks.first_ms };
         }
+        let before_ms = self.last_ms;
         self.last_ms = self.last_ms.max(times[times.len() - 1]);
         times.retain(|&at| at <= until_ms);
         if times.is_empty() {
@@ -213,9 +214,16 @@ impl Reading {
             }
             let levels = levels(&series.live);
             let Some((first, last)) = levels.first().zip(levels.last()) else { continue };
-            let course = self.courses.entry(series.site).or_insert_with(|| Course {
-                first: if from_start || known { 0 } else { first.1 },
-                ..Course::default()
+            let course = self.courses.entry(series.site).or_insert_with(|| {
+                if !(from_start || known) {
+                    return Course { first: first.1, ..Course::default() };
+                }
+                // It was none at the tick before the one that it comes with.
+                let mut course = Course::default();
+                if first.1 != 0 && before_ms < times[0] {
+                    course.live.push(before_ms as f64 / 1e3, 0.0);
+                }
+                course
             });
             course.last = last.1;
             course.allocated = series.allocated;

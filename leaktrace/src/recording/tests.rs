@@ -94,6 +94,7 @@ fn ticks_alone_are_told_where_there_is_no_report_yet() {
     let path = directory.path().join("file");
     let mut recorder = record(&path, 60, 1 << 30);
     recorder.flush().unwrap();
+    drop(recorder);
     let early = read(&path, Some(40.0)).unwrap();
     assert!(early.is_of_ticks() && early.headline.verdict == "unknown", "{:?}", early.headline);
     for words in [
@@ -146,6 +147,7 @@ fn numbers_that_cannot_be_are_refused_by_their_field() {
     recorder.report(&edited).unwrap();
     let said = read(&path, None).unwrap_err().to_string();
     assert!(said.contains("is no report that leaktrace wrote: window.duration_s is -4"), "{said}");
+    drop(recorder);
     let mut recorder = record(&path, 0, 1 << 30);
     recorder.tick(u64::MAX, START, vec![Level { site: 7, allocated: 1, live: 1 }], describe).unwrap();
     recorder.flush().unwrap();
@@ -287,7 +289,7 @@ fn a_hostile_file_is_bounded() {
 fn a_full_file_makes_room() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("file");
-    fs::write(older(&path), "what another recording left").unwrap();
+    fs::write(older(&path), MAGIC).unwrap();
     let most = 60_000;
     let recorder = record(&path, 4_000, most);
     assert!(recorder.parts() > 3 && recorder.bytes() > most, "{} {}", recorder.parts(), recorder.bytes());
