@@ -9,6 +9,7 @@ mod paths;
 mod peer;
 mod prove;
 mod refusal;
+mod terminal;
 mod trace;
 mod triage;
 mod verdict;

@@ -14,7 +14,10 @@ use anyhow::{Context as _, Result, ensure};
 use leaktrace_tests::driver::{self, Mode};
 use serde_json::Value;
 
-use super::trace::{LEAKTRACE, Trace, items, number, owner};
+use super::{
+    terminal,
+    trace::{LEAKTRACE, Trace, items, number, owner},
+};
 
 const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
 
@@ -262,6 +265,7 @@ fn saved(report: &Value) -> Result<bool> {
             );
         }
     }
+    let right = right && without_a_terminal()?;
     // Of another boot the addresses mean nothing.
     let mut other = report.clone();
     other["machine"]["boot_id"] = "another".into();
@@ -297,6 +301,26 @@ fn allow(set: &libc::cpu_set_t) -> Result<()> {
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(set), set) };
     ensure!(result == 0, "cannot choose a CPU: {}", std::io::Error::last_os_error());
     Ok(())
+}
+
+/// A hang-up ends a proof early, with its report.
+fn without_a_terminal() -> Result<bool> {
+    let args = [
+        "prove",
+        "--prove-limit",
+        "5m",
+        "--format",
+        "json",
+        "--output",
+        "/tmp/hung.json",
+        "/tmp/proven.json",
+    ];
+    let status = terminal::hang_up(&args)?;
+    let report: Value = serde_json::from_slice(&fs::read("/tmp/hung.json")?)?;
+    let why = report["reachability"]["cut_short"].as_str().unwrap_or_default();
+    let right = status.success() && why.starts_with("a signal ended it after ");
+    println!("  without its terminal: {status}, {why}{}", mark(right));
+    Ok(right)
 }
 
 /// Notes words in a new page of this process. On the CPU's way to the LRU list it is kept even when it is given back on

@@ -32,10 +32,11 @@ const DRIVER: &str = "/guest/driver.ko";
 const PARAMETERS: &str = "/guest/driver.parameters";
 
 /// Type, place and options of what has to be mounted.
-const MOUNTS: [(&str, &str, &str); 8] = [
+const MOUNTS: [(&str, &str, &str); 9] = [
     ("proc", "/proc", ""),
     ("sysfs", "/sys", ""),
     ("devtmpfs", "/dev", ""),
+    ("devpts", "/dev/pts", ""),
     ("tmpfs", "/tmp", ""),
     ("tmpfs", "/run", ""),
     ("debugfs", "/sys/kernel/debug", ""),
