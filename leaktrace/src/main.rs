@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     };
     match commands::run(cli) {
         Ok(code) => code,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if commands::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             commands::say(&format!("leaktrace: {}", one_line(&format!("{error:#}"))));
             ExitCode::FAILURE
@@ -40,11 +40,4 @@ fn usage(error: &clap::Error) -> String {
 /// A message may carry text from the kernel or from a file: no line breaks, no control characters.
 fn one_line(message: &str) -> String {
     leaktrace::report::escape(&message.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -110,10 +110,8 @@ pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
 /// Whether anything could have been called a leak: by its growth, by what points to it, or by a module that left it behind.
 fn may_tell_a_leak(report: &Report, args: &TraceArgs) -> bool {
     let proven = report.reachability.as_ref().is_some_and(|reach| reach.error.is_none());
-    let removed = |module: &String| report.unloads.iter().any(|unload| unload.module == *module);
-    let modules = &report.filters.modules;
     proven
-        || (!modules.is_empty() && modules.iter().all(removed))
+        || report.all_removed()
         || report.window.duration_s >= verdict::soonest(args.survivor_age().as_secs_f64())
 }
 

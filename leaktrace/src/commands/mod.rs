@@ -27,7 +27,7 @@ mod top;
 mod trace;
 mod triage;
 
-pub use self::output::say;
+pub use self::output::{is_broken_pipe, say};
 
 use std::process::ExitCode;
 

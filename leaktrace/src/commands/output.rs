@@ -198,9 +198,10 @@ fn is_planted(path: &Path) -> bool {
         && link.1 != directory.uid()
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.into_iter().any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+/// Whether it is that nobody reads what was written.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn temporary_in(directory: &Path) -> io::Result<NamedTempFile> {

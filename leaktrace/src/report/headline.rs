@@ -67,9 +67,6 @@ pub fn unknown(report: &Report, floor: Option<f64>) -> Option<String> {
     if let Some(absent) = report.filters.absent() {
         return Some(absent);
     }
-    // What a module leaves behind when it is removed needs no growth.
-    let removed = |module: &String| report.unloads.iter().any(|unload| unload.module == *module);
-    let modules = &report.filters.modules;
     let seconds = units::seconds(report.window.duration_s);
     if report.window.allocated == Some(0) && report.filters.in_words().is_some() && report.unloads.is_empty()
     {
@@ -80,7 +77,7 @@ pub fn unknown(report: &Report, floor: Option<f64>) -> Option<String> {
             "frees of {caches} were not seen, as /proc/slabinfo shows, so they could not be judged"
         ));
     }
-    if floor.is_some() || (!modules.is_empty() && modules.iter().all(removed)) {
+    if floor.is_some() || report.all_removed() {
         return None;
     }
     let window = &report.window;

@@ -126,6 +126,12 @@ impl Report {
     pub fn is_of_ticks(&self) -> bool {
         self.recorded.as_ref().is_some_and(|recorded| recorded.report_s.is_none())
     }
+
+    /// Whether all modules that were asked for have been removed: what they left behind needs no growth to be told.
+    pub fn all_removed(&self) -> bool {
+        let removed = |module: &String| self.unloads.iter().any(|unload| unload.module == *module);
+        !self.filters.modules.is_empty() && self.filters.modules.iter().all(removed)
+    }
 }
 
 /// What a place in the kernel's source holds.

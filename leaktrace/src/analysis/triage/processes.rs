@@ -49,8 +49,10 @@ pub(super) fn tell_the_rest(found: &mut [Ranked], rest: usize, what: &str) {
 pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
     let growers = growers(seen.suspects(|process| f64::from(process.anon_kb)), FLOOR_KB / 8.0);
     let mut by_name: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
-    for &(pid, _) in &growers {
+    let mut steady_of: BTreeMap<&str, usize> = BTreeMap::new();
+    for &(pid, trend) in &growers {
         by_name.entry(seen.comm(pid)).or_default().push(pid);
+        *steady_of.entry(seen.comm(pid)).or_default() += usize::from(trend.steady);
     }
     let mut found = Vec::new();
     // Of each name that was met: whether it is told as one.
@@ -70,7 +72,7 @@ pub(super) fn memory(seen: &Observation) -> Vec<Ranked> {
             }
             let together = together(seen, same);
             // One that grows all the time is not hidden behind others that grew once.
-            let steady = growers.iter().filter(|(pid, trend)| same.contains(pid) && trend.steady).count();
+            let steady = steady_of[name];
             let alike = steady == 0 || steady * 2 >= same.len();
             let as_one = alike && together.change() > 2.0 * trend.change();
             // Where most of them are new it is their number that grows.
