@@ -1,6 +1,8 @@
 //! Free pages that CPUs keep, and those that RCU keeps: /proc/kpageflags says nothing of them.
 
-use rustc_hash::FxHashSet;
+use std::time::{Duration, Instant};
+
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::memory::Memory;
 
@@ -14,14 +16,59 @@ const MOST_POOLS: u64 = 8_192;
 const HUGE_ORDER: u64 = 9;
 const COSTLY_ORDER: u64 = 3;
 
-/// Page frames on the CPUs' lists (`struct per_cpu_pages`); none where this kernel does not say where they are.
-pub(super) fn of_cpus(memory: &Memory) -> FxHashSet<u64> {
-    let mut free = of_rcu(memory);
+/// Lists that are not older than this are good enough for most pages.
+pub(super) const FRESH: Duration = Duration::from_millis(500);
+/// Times as long as it took to read the lists, they are not read again: where many CPUs keep many pages, or reading is slow, that
+/// would be all that is done.
+const REST: u32 = 10;
+
+/// The free pages that CPUs and RCU keep, as they were read last.
+pub(super) struct FreePages {
+    read: Instant,
+    took: Duration,
+    /// Page frames on the CPUs' lists, and the first one of the block that each is in.
+    listed: FxHashMap<u64, u64>,
+    by_rcu: FxHashSet<u64>,
+}
+
+impl FreePages {
+    /// Reads the lists; none where this kernel does not say where they are.
+    pub(super) fn read(memory: &Memory) -> Self {
+        let read = Instant::now();
+        let (listed, by_rcu) = (of_cpus(memory), of_rcu(memory));
+        Self { read, took: read.elapsed(), listed, by_rcu }
+    }
+
+    /// Whether a page is free, by lists that were read at most `fresh` ago, or a while ago if reading them takes long. What has
+    /// been taken from them since is in use; what has come to them may be missing.
+    pub(super) fn has(&mut self, memory: &Memory, frame: u64, fresh: Duration) -> bool {
+        if is_due(self.read.elapsed(), fresh, self.took) {
+            *self = Self::read(memory);
+        }
+        if self.by_rcu.contains(&frame) {
+            return of_rcu(memory).contains(&frame);
+        }
+        let first = self.listed.get(&frame);
+        first.is_some_and(|&first| references(memory, memory.page(first)) == 0)
+    }
+}
+
+fn is_due(age: Duration, fresh: Duration, took: Duration) -> bool {
+    age > fresh.max(took * REST)
+}
+
+/// References to a page by its `struct page`: none to one on a list of free ones. Where that cannot be read, one.
+fn references(memory: &Memory, page: u64) -> u32 {
+    memory.core.number(page + memory.layout.page.refcount).unwrap_or(1)
+}
+
+/// Page frames on the CPUs' lists (`struct per_cpu_pages`), with the first one of their blocks.
+fn of_cpus(memory: &Memory) -> FxHashMap<u64, u64> {
+    let mut free = FxHashMap::default();
     let Some(layout) = memory.layout.zone else { return free };
-    let core = &memory.core;
     for node in nodes(memory) {
         for zone in (0..layout.count).map(|index| node + layout.zones + index * layout.size) {
-            let Ok(pageset) = core.word(zone + layout.pageset) else { continue };
+            let Ok(pageset) = memory.core.word(zone + layout.pageset) else { continue };
             if pageset == 0 {
                 continue;
             }
@@ -34,12 +81,11 @@ pub(super) fn of_cpus(memory: &Memory) -> FxHashSet<u64> {
                 for link in memory.list(head) {
                     let page = link.wrapping_sub(memory.layout.page.list);
                     // The list changes while it is read: what is in use is no part of it any more.
-                    if free.len() >= MOST || core.number(page + memory.layout.page.refcount).unwrap_or(1) != 0
-                    {
+                    if free.len() >= MOST || references(memory, page) != 0 {
                         break;
                     }
-                    let frame = page.wrapping_sub(memory.first_page) / memory.layout.page.size;
-                    free.extend(frame..frame + (1 << order));
+                    let first = page.wrapping_sub(memory.first_page) / memory.layout.page.size;
+                    free.extend((first..first + (1 << order)).map(|frame| (frame, first)));
                 }
             }
         }
@@ -93,4 +139,16 @@ fn nodes(memory: &Memory) -> Vec<u64> {
         .filter_map(|node| memory.core.word(array + node * 8).ok())
         .filter(|&node| memory.is_memory(node))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_that_take_long_are_read_seldom() {
+        let ms = Duration::from_millis;
+        assert!(!is_due(ms(500), ms(500), ms(1)) && is_due(ms(501), ms(500), ms(1)));
+        assert!(!is_due(ms(4_000), ms(500), ms(400)) && is_due(ms(4_001), ms(500), ms(400)));
+    }
 }

@@ -64,10 +64,19 @@ impl<'a> Pace<'a> {
     fn why_it_ended(&self) -> String {
         format!(
             "{} after {} of {}: nothing is proven",
-            if self.stopped { "a signal ended it" } else { "the time was up" },
+            self.reason(),
             units::bytes(self.done as f64),
             units::bytes((self.bytes * DECIDING as u64) as f64)
         )
+    }
+
+    /// Two looks decide; the last one only asks further.
+    fn why_names_are_missing(&self) -> String {
+        format!("{} in the last look: some holders have no name", self.reason())
+    }
+
+    fn reason(&self) -> &'static str {
+        if self.stopped { "a signal ended it" } else { "the time was up" }
     }
 }
 
@@ -154,6 +163,8 @@ impl Prover {
             if !pass.complete {
                 if looks.passes.len() < DECIDING {
                     looks.cut_short = Some(pace.why_it_ended());
+                } else {
+                    looks.notes.push(pace.why_names_are_missing());
                 }
                 break;
             }
@@ -178,7 +189,7 @@ mod tests {
     use super::*;
 
     /// Who ended it is told: `go_on` is what a step says, `time` the limit.
-    fn why(go_on: bool, time: Duration) -> String {
+    fn ended(go_on: bool, time: Duration) -> [String; 2] {
         let mut step = |_: u64, _: u64| Ok(go_on);
         let mut pace = Pace::new(1 << 30, time, &mut step);
         let look = |step: scan::Step<'_>| {
@@ -186,13 +197,20 @@ mod tests {
             Ok(Pass { bytes: 1 << 20, ..Pass::default() })
         };
         pace.take(look).unwrap();
-        pace.why_it_ended()
+        [pace.why_it_ended(), pace.why_names_are_missing()]
     }
 
     #[test]
     fn a_signal_is_not_told_as_the_time() {
         let after = "after 1.0 MiB of 2.0 GiB: nothing is proven";
-        assert_eq!(why(false, Duration::from_hours(1)), format!("a signal ended it {after}"));
-        assert_eq!(why(true, Duration::ZERO), format!("the time was up {after}"));
+        let names = "in the last look: some holders have no name";
+        assert_eq!(
+            ended(false, Duration::from_hours(1)),
+            [format!("a signal ended it {after}"), format!("a signal ended it {names}")]
+        );
+        assert_eq!(
+            ended(true, Duration::ZERO),
+            [format!("the time was up {after}"), format!("the time was up {names}")]
+        );
     }
 }

@@ -1,10 +1,10 @@
 //! Whose a place in memory is, and whether what lies there counts.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{
     areas::{Area, OnStack},
-    free_pages,
+    free_pages::FRESH,
     scan::Scan,
     state,
     targets::Stands,
@@ -20,9 +20,7 @@ const SLAB_PAGES: u64 = 8;
 pub(super) const AREAS: &str = "vmap_area";
 /// A CPU's stack for entries (`arch/x86/kernel/cpu/common.c`).
 const ENTRY_STACK: &str = "entry_stack_storage";
-/// The CPUs' free pages are looked up again after this time.
-const FRESH: Duration = Duration::from_millis(500);
-/// And after this one for a page of which nothing else is known.
+/// CPUs' free pages are looked up again after this time for a page of which nothing else is known.
 const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// Where a pointer was found, and what that is.
@@ -161,12 +159,8 @@ impl Scan<'_> {
     fn now(&mut self, frame: u64, address: u64) -> Whose {
         if !self.chunk.unknown.contains_key(&frame) {
             let flags = state::one(self.flags, frame).unwrap_or(0);
-            let was_given_back = flags & BUDDY != 0 || is_users(flags) || {
-                if self.free.0.elapsed() > AT_ONCE {
-                    self.free = (Instant::now(), free_pages::of_cpus(self.memory));
-                }
-                self.free.1.contains(&frame)
-            };
+            let was_given_back =
+                flags & BUDDY != 0 || is_users(flags) || self.free.has(self.memory, frame, AT_ONCE);
             let now = if was_given_back {
                 Now::Free
             } else if flags & SLAB != 0 {
@@ -290,10 +284,6 @@ impl Scan<'_> {
 
     /// Whether a page is on a CPU's list of free ones.
     fn is_free(&mut self, frame: u64) -> bool {
-        let now = Instant::now();
-        if now - self.free.0 > FRESH {
-            self.free = (now, free_pages::of_cpus(self.memory));
-        }
-        self.free.1.contains(&frame)
+        self.free.has(self.memory, frame, FRESH)
     }
 }

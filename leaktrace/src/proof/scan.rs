@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     areas::Areas,
-    free_pages,
+    free_pages::{self, FreePages},
     memmap::MemoryMap,
     memory::Memory,
     place::{AREAS, Now, Old, Place, What, Whose},
@@ -76,7 +76,7 @@ pub(super) struct Scan<'a> {
     pub(super) stacks: FxHashSet<u64>,
     /// Pages that reading itself goes by.
     pub(super) buffers: Vec<u64>,
-    pub(super) free: (Instant, FxHashSet<u64>),
+    pub(super) free: FreePages,
     pub(super) slab: Option<Slab>,
     pub(super) chunk: Chunk,
     pub(super) pass: Pass,
@@ -121,7 +121,7 @@ pub(super) fn pass(
             .filter_map(|file| areas.buffer_of(memory, file.descriptor()))
             .map(|buffer| memory.frame(buffer))
             .collect(),
-        free: (Instant::now(), free_pages::of_cpus(memory)),
+        free: FreePages::read(memory),
         slab: None,
         chunk: Chunk::default(),
         pass: Pass {

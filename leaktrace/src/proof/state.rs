@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::{Candidate, Kind, free_pages, memory::Memory, slabs::Slabs};
+use super::{
+    Candidate, Kind,
+    free_pages::{FRESH, FreePages},
+    memory::Memory,
+    slabs::Slabs,
+};
 use crate::proc::kpageflags::{BUDDY, COMPOUND_TAIL, MMAP, NOPAGE, PGTABLE, PageFlags, SLAB, is_users};
 
 /// Slabs, and objects in each on average, without which nothing is said of what is left.
@@ -82,7 +87,7 @@ pub(super) fn are_left(links: &[Link]) -> bool {
 pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate]) -> Result<Vec<Of>> {
     let mut states = vec![Of { state: State::Allocated, link: None }; candidates.len()];
     let mut slabs = Slabs::new(memory);
-    let free = free_pages::of_cpus(memory);
+    let mut free = FreePages::read(memory);
     let mut by_slab: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let frame = match candidate.kind {
@@ -93,7 +98,7 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
         let of_page = one(flags, frame)?;
         let other =
             of_page & (BUDDY | NOPAGE | PGTABLE) != 0 || candidate.kind == Kind::Page && of_page & SLAB != 0;
-        states[index].state = if other || is_users(of_page) || free.contains(&frame) {
+        states[index].state = if other || is_users(of_page) || free.has(memory, frame, FRESH) {
             State::Free
         } else if candidate.kind == Kind::Slab {
             let (head, of_head) = head(flags, frame, of_page)?;
