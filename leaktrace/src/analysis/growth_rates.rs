@@ -140,9 +140,22 @@ const KINDS: [&str; 10] = [
     "a pool that fills up",
 ];
 
-fn measured(rng: &mut Rng, seconds: f64, tick: f64, objects: Vec<(f64, f64)>) -> Growth {
-    let look = 0.57 + rng.f64() * 0.15;
-    Run { seconds, objects }.looked_at_every(tick, look, (seconds / 4.0).min(5.0))
+/// How often survivors are counted.
+#[derive(Clone, Copy, Debug)]
+enum Counted {
+    /// At such intervals, in seconds.
+    Every(f64),
+    /// So seldom that all live objects are counted instead, with each tick.
+    Live,
+}
+
+fn measured(rng: &mut Rng, seconds: f64, counted: Counted, objects: Vec<(f64, f64)>) -> Growth {
+    let (look, min_age_s) = (0.57 + rng.f64() * 0.15, (seconds / 4.0).min(5.0));
+    let run = Run { seconds, objects };
+    match counted {
+        Counted::Every(tick) => run.looked_at_every(tick, look, min_age_s),
+        Counted::Live => run.by_live_objects(look, min_age_s),
+    }
 }
 
 /// Ticks of a window, short ones the more often.
@@ -152,15 +165,24 @@ fn window(rng: &mut Rng) -> f64 {
 
 #[test]
 fn innocents_hardly_ever_grow() {
+    hardly_ever_grow(17, Counted::Every(1.0));
+}
+
+#[test]
+fn innocents_whose_live_objects_are_counted_hardly_ever_grow() {
+    hardly_ever_grow(19, Counted::Live);
+}
+
+fn hardly_ever_grow(seed: u64, counted: Counted) {
     const RUNS: usize = 4_000;
-    let mut rng = Rng::with_seed(17);
+    let mut rng = Rng::with_seed(seed);
     let (mut surely, mut seemingly) = (0, 0);
     for (kind, name) in KINDS.iter().enumerate() {
         let (mut sure, mut seeming) = (0, 0);
         for _ in 0..RUNS {
             let seconds = window(&mut rng).round();
             let objects = innocent(&mut rng, kind, seconds);
-            let growth = measured(&mut rng, seconds, 1.0, objects);
+            let growth = measured(&mut rng, seconds, counted, objects);
             sure += usize::from(growth.surely());
             seeming += usize::from(growth.grows());
         }
@@ -171,6 +193,14 @@ fn innocents_hardly_ever_grow() {
     let all = RUNS * KINDS.len();
     println!("of {all}, {surely} surely grow, {seemingly} seem to");
     assert!(surely * 10_000 <= all, "{surely} of {all}");
+}
+
+/// A leak, and what others of the same site take and give back meanwhile.
+fn leak(rng: &mut Rng, seconds: f64, rate: f64, others: f64) -> Vec<(f64, f64)> {
+    let mut objects: Vec<_> = poisson(rng, rate, seconds).into_iter().map(|at| (at, NEVER)).collect();
+    let others = if others > 0.0 { poisson(rng, others, seconds) } else { Vec::new() };
+    objects.extend(others.into_iter().map(|at| (at, at + exponential(rng, 0.02))));
+    objects
 }
 
 /// However often survivors are counted: a look that takes long is taken less often.
@@ -191,15 +221,12 @@ fn leaks_above_the_floor_are_found() {
     ] {
         let min_age = 5.0_f64.min(seconds / 4.0);
         let floor = verdict::detection_floor(seconds, min_age, looks, 1).expect("long enough");
+        let others = if busy { 20.0 } else { 0.0 };
         let found = |rng: &mut Rng, rate: f64| {
             (0..RUNS)
                 .filter(|_| {
-                    let mut objects: Vec<_> =
-                        poisson(rng, rate, seconds).into_iter().map(|at| (at, NEVER)).collect();
-                    // What others of the same site take, and give back.
-                    let others = if busy { poisson(rng, 20.0, seconds) } else { Vec::new() };
-                    objects.extend(others.into_iter().map(|at| (at, at + exponential(rng, 0.02))));
-                    measured(rng, seconds, seconds / looks as f64, objects).grows()
+                    let objects = leak(rng, seconds, rate, others);
+                    measured(rng, seconds, Counted::Every(seconds / looks as f64), objects).grows()
                 })
                 .count()
         };
@@ -209,5 +236,30 @@ fn leaks_above_the_floor_are_found() {
         );
         assert!(above * 20 >= RUNS * 19, "{above} of {RUNS} in {seconds} s, {looks} looks");
         assert!(below * 4 < RUNS * 3, "the floor is far too high: {below} of {RUNS} in {seconds} s");
+    }
+}
+
+/// Where survivors could be counted a few times only, no floor is told; but a leak of one in ten that a busy site gives out is
+/// found, as live objects show it.
+#[test]
+fn leaks_of_busy_sites_are_found_by_live_objects() {
+    const RUNS: usize = 200;
+    let mut rng = Rng::with_seed(20);
+    for (seconds, looks) in [(20.0, 5), (60.0, 7)] {
+        assert_eq!(verdict::detection_floor(seconds, 5.0, looks, 1), None);
+        let found = |rng: &mut Rng, counted: Counted| {
+            (0..RUNS)
+                .filter(|_| {
+                    let objects = leak(rng, seconds, 4.0, 36.0);
+                    measured(rng, seconds, counted, objects).grows()
+                })
+                .count()
+        };
+        let by_survivors = found(&mut rng, Counted::Every(seconds / looks as f64));
+        let by_live = found(&mut rng, Counted::Live);
+        println!(
+            "{seconds} s: of {RUNS} leaks {by_live} are found by live objects, {by_survivors} by {looks} looks"
+        );
+        assert!(by_live * 20 >= RUNS * 19, "{by_live} of {RUNS} in {seconds} s");
     }
 }

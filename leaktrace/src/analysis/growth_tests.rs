@@ -54,6 +54,15 @@ impl Run {
 
     /// The same, where survivors are counted at such intervals.
     pub(crate) fn looked_at_every(&self, tick: f64, look: f64, min_age_s: f64) -> Growth {
+        self.judged(&self.levels(tick, min_age_s), look, min_age_s)
+    }
+
+    /// The same, where all that are live are counted at each tick, and survivors only once.
+    pub(crate) fn by_live_objects(&self, look: f64, min_age_s: f64) -> Growth {
+        self.judged(&self.levels(1.0, 0.0), look, min_age_s)
+    }
+
+    fn judged(&self, levels: &[(f64, f64)], look: f64, min_age_s: f64) -> Growth {
         let now_s = self.seconds;
         let width = width_for(now_s);
         let births = self.births(now_s, width);
@@ -65,7 +74,7 @@ impl Run {
             now_s,
             min_age_s,
             stay: Some(Stay::of(&then, then_s, &births, now_s, min_age_s)),
-            levels: &self.levels(tick, min_age_s),
+            levels,
             events: (
                 self.objects.len() as u64,
                 self.objects.iter().filter(|(_, freed)| *freed < now_s).count() as u64,

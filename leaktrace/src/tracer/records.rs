@@ -209,6 +209,9 @@ fn filled(
     let counted = record.seen + record.excluded_survivors;
     let factor = if record.excluded_survivors > 0 { record.seen as f64 / counted as f64 } else { 1.0 };
     record.series = series.scaled(factor);
+    if record.owner.is_none() && record.excluded_survivors == 0 {
+        record.levels = tracer.subjects.live(record.site);
+    }
     let subject = (record.site, record.owner.unwrap_or(0));
     record.births = cohorts.births.remove(&subject).unwrap_or_default();
     if record.excluded_survivors == 0 {

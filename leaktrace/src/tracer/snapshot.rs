@@ -21,7 +21,7 @@ use super::{
     unknown::{self, Nobodys},
     watch::Stay,
 };
-use crate::analysis::{births::Births, growth};
+use crate::analysis::{births::Births, growth, verdict::FEWEST_LOOKS};
 
 /// What was missed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,6 +113,8 @@ pub struct SiteRecord {
     pub free_callers: Vec<FreeCaller>,
     /// Survivors over time.
     pub series: Series,
+    /// Live objects over time, counted more often; empty where only a part of them is this record's.
+    pub levels: Series,
     /// When the live objects were allocated, of those that are tracked.
     pub births: Births,
     /// What became of the survivors of an earlier look.
@@ -133,6 +135,19 @@ pub struct SiteRecord {
     pub stacks: Vec<StackShare>,
     /// The oldest live objects.
     pub objects: Vec<LiveObject>,
+}
+
+impl SiteRecord {
+    /// How many objects it had over time: its survivors, or where looks at the tables were too few to tell anything from
+    /// chance, because each takes long, all that were live. Which of them does not depend on what they show.
+    pub fn counted(&self) -> &Series {
+        let few = (self.series.points().len() as f64) < FEWEST_LOOKS;
+        if few && self.levels.points().len() > self.series.points().len() {
+            &self.levels
+        } else {
+            &self.series
+        }
+    }
 }
 
 /// Everything that was seen.
@@ -268,4 +283,25 @@ pub(super) fn take(tracer: &mut Tracer, last: Last) -> Result<Snapshot> {
 /// Whether a family is of slab.
 pub(super) fn is_slab(family: u32) -> bool {
     !matches!(family, FAMILY_PAGE | FAMILY_VMALLOC | FAMILY_PERCPU)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_objects_stand_in_where_survivors_were_seldom_counted() {
+        let series = |points: u32, objects: f64| {
+            let mut series = Series::default();
+            (0..points).for_each(|second| series.push(f64::from(second), objects));
+            series
+        };
+        let counted = |survivors: u32, live: u32| {
+            let (series, levels) = (series(survivors, 1.0), series(live, 2.0));
+            SiteRecord { series, levels, ..SiteRecord::default() }.counted().last()
+        };
+        assert_eq!((counted(6, 60), counted(11, 12)), (2.0, 2.0));
+        // Enough of them, a caller's alone, or both seldom.
+        assert_eq!((counted(12, 60), counted(6, 0), counted(6, 6)), (1.0, 1.0, 1.0));
+    }
 }

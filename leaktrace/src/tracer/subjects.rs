@@ -10,7 +10,7 @@ use super::{
     names,
     scan::Counts,
     series::Series,
-    sites::{Attribute, SiteTable},
+    sites::{Attribute, Level, SiteTable},
     watch::Stay,
 };
 
@@ -29,6 +29,9 @@ pub struct Subjects {
     owner_of: FxHashMap<(u32, u64), Owner>,
     series: FxHashMap<(usize, Owner), Series>,
     last_push_s: f64,
+    /// Live objects of whole sites at each tick.
+    live: FxHashMap<usize, Series>,
+    last_tick_s: f64,
     /// Subjects for which there was no room.
     pub untold: u64,
 }
@@ -143,6 +146,33 @@ impl Subjects {
         self.last_push_s = seconds;
     }
 
+    /// Notes the live objects of a tick. That costs no look at the tables, so it is done with each.
+    pub fn push_live(&mut self, seconds: f64, levels: &[Level]) {
+        let mut now: FxHashMap<usize, f64> =
+            levels.iter().map(|level| (level.site as usize, level.live as f64)).collect();
+        self.live.retain(|site, series| {
+            let live = now.remove(site).unwrap_or(0.0);
+            let gone = live <= 0.0 && series.last() <= 0.0;
+            series.push(seconds, live);
+            !gone
+        });
+        for (site, live) in now.into_iter().filter(|&(_, live)| live > 0.0) {
+            // Whoever finds no place here is judged by its survivors alone, as callers are.
+            if self.live.len() < MOST_SERIES {
+                let mut series = Series::default();
+                series.push(self.last_tick_s, 0.0);
+                series.push(seconds, live);
+                self.live.insert(site, series);
+            }
+        }
+        self.last_tick_s = seconds;
+    }
+
+    /// How the live objects of a site changed.
+    pub fn live(&self, site: usize) -> Series {
+        self.live.get(&site).cloned().unwrap_or_default()
+    }
+
     /// How the survivors of a subject changed.
     pub fn series(&self, site: usize, owner: Owner) -> Series {
         self.series.get(&(site, owner)).cloned().unwrap_or_default()
@@ -159,5 +189,25 @@ impl Subjects {
             .collect();
         sites.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         sites.into_iter().take(limit).map(|(_, site)| site).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_objects_are_noted_until_a_site_is_empty_for_good() {
+        let mut subjects = Subjects::default();
+        let at = |live: u64| [Level { site: 3, allocated: 9, live }, Level { site: 4, allocated: 2, live: 0 }];
+        for (second, live) in [(1.0, 0), (2.0, 5), (3.0, 0), (4.0, 7)] {
+            subjects.push_live(second, &at(live));
+        }
+        let points: Vec<_> = subjects.live(3).points().collect();
+        assert_eq!(points, [(1.0, 0.0), (2.0, 5.0), (3.0, 0.0), (4.0, 7.0)]);
+        assert_eq!(subjects.live(4).points().len(), 0);
+        subjects.push_live(5.0, &at(0));
+        subjects.push_live(6.0, &[]);
+        assert_eq!(subjects.live(3).points().len(), 0);
     }
 }

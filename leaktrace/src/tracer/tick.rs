@@ -37,6 +37,7 @@ impl Tracer {
         self.sites.locate(&self.stacks, self.watch.stays());
         let totals = self.sites.totals();
         self.adjust_stacks(totals.allocated, totals.pages);
+        self.subjects.push_live(self.started.elapsed().as_secs_f64(), &self.sites.levels());
         self.programs.miss_fewer(&mut self.ebpf, Wanted::Missing)?;
         if Instant::now() >= self.next_scan {
             self.scan()?;

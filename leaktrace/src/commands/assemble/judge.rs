@@ -299,7 +299,7 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
 
 /// How a site's survivors grow.
 fn growth(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings) -> Growth {
-    let levels: Vec<_> = site.series.points().collect();
+    let levels: Vec<_> = site.counted().points().collect();
     let min_age_s = surroundings.scope.min_age.as_secs_f64();
     let told = site.births.until(snapshot.duration.as_secs_f64() - min_age_s);
     growth::measure(&Seen {

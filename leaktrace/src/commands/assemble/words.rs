@@ -137,7 +137,7 @@ fn growth(judged: &Judged<'_>) -> String {
             "rises by {}/s, but was counted only {} times, and what comes and goes at random would rise as much in 1 of {} cases: a \
              longer run tells",
             units::bytes(growth.per_s * size),
-            judged.site.series.points().count(),
+            judged.site.counted().points().len(),
             units::count((1.0 / growth.walk.unwrap_or(1.0)).round() as u64)
         ),
         Shape::Steady | Shape::Bursty => format!(
