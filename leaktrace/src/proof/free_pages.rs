@@ -48,13 +48,20 @@ impl FreePages {
         if self.by_rcu.contains(&frame) {
             return of_rcu(memory).contains(&frame);
         }
-        let first = self.listed.get(&frame);
-        first.is_some_and(|&first| references(memory, memory.page(first)) == 0)
+        self.listed.get(&frame).is_some_and(|&first| is_listed(memory, memory.page(first)))
     }
 }
 
 fn is_due(age: Duration, fresh: Duration, took: Duration) -> bool {
     age > fresh.max(took * REST)
+}
+
+/// Whether a page that was on a list is so still: it has no references, as parts of a block in use have none, but what is taken
+/// from a list has no neighbours any more (`list_del`).
+fn is_listed(memory: &Memory, page: u64) -> bool {
+    let link = page + memory.layout.page.list;
+    let back = memory.core.word(link).and_then(|next| memory.core.word(next.wrapping_add(8)));
+    references(memory, page) == 0 && back.is_ok_and(|back| back == link)
 }
 
 /// References to a page by its `struct page`: none to one on a list of free ones. Where that cannot be read, one.

@@ -199,7 +199,8 @@ mod tests {
     #[test]
     fn live_objects_are_noted_until_a_site_is_empty_for_good() {
         let mut subjects = Subjects::default();
-        let at = |live: u64| [Level { site: 3, allocated: 9, live }, Level { site: 4, allocated: 2, live: 0 }];
+        let at =
+            |live: u64| [Level { site: 3, allocated: 9, live }, Level { site: 4, allocated: 2, live: 0 }];
         for (second, live) in [(1.0, 0), (2.0, 5), (3.0, 0), (4.0, 7)] {
             subjects.push_live(second, &at(live));
         }
