@@ -40,7 +40,8 @@ impl FreePages {
     }
 
     /// Whether a page is free, by lists that were read at most `fresh` ago, or a while ago if reading them takes long. What has
-    /// been taken from them since is in use; what has come to them may be missing.
+    /// been taken from them since is in use, and a single page that has come to them is known by its neighbours; only of blocks
+    /// that have come to them the later pages may be missing.
     pub(super) fn has(&mut self, memory: &Memory, frame: u64, fresh: Duration) -> bool {
         if is_due(self.read.elapsed(), fresh, self.took) {
             *self = Self::read(memory);
@@ -48,7 +49,8 @@ impl FreePages {
         if self.by_rcu.contains(&frame) {
             return of_rcu(memory).contains(&frame);
         }
-        self.listed.get(&frame).is_some_and(|&first| is_listed(memory, memory.page(first)))
+        let first = self.listed.get(&frame).copied().unwrap_or(frame);
+        is_listed(memory, memory.page(first))
     }
 }
 
@@ -56,12 +58,14 @@ fn is_due(age: Duration, fresh: Duration, took: Duration) -> bool {
     age > fresh.max(took * REST)
 }
 
-/// Whether a page that was on a list is so still: it has no references, as parts of a block in use have none, but what is taken
-/// from a list has no neighbours any more (`list_del`).
+/// Whether a page is on a list of free ones: it has no references, as parts of a block in use have none, but what is taken
+/// from a list has no neighbours any more (`list_del`), and what never was on one has none either.
 fn is_listed(memory: &Memory, page: u64) -> bool {
     let link = page + memory.layout.page.list;
-    let back = memory.core.word(link).and_then(|next| memory.core.word(next.wrapping_add(8)));
-    references(memory, page) == 0 && back.is_ok_and(|back| back == link)
+    let word = |at: u64| memory.core.word(at).ok();
+    references(memory, page) == 0
+        && word(link).and_then(|next| word(next.wrapping_add(8))) == Some(link)
+        && word(link + 8).and_then(word) == Some(link)
 }
 
 /// References to a page by its `struct page`: none to one on a list of free ones. Where that cannot be read, one.
