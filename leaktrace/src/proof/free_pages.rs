@@ -49,8 +49,9 @@ impl FreePages {
         if self.by_rcu.contains(&frame) {
             return of_rcu(memory).contains(&frame);
         }
+        // A block that was on a list may have been split and given out since, but for its first page.
         let first = self.listed.get(&frame).copied().unwrap_or(frame);
-        is_listed(memory, memory.page(first))
+        references(memory, memory.page(frame)) == 0 && is_listed(memory, memory.page(first))
     }
 }
 

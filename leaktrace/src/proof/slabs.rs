@@ -182,13 +182,14 @@ fn read_cache(memory: &Memory, address: u64) -> Option<Cache> {
     let name = core.text(core.word(address.checked_add(layout.name)?).ok()?, MOST_NAME).ok()?;
     let size = u64::from(core.number(address + layout.size).ok()?);
     let pad = layout.red_left_pad.and_then(|at| core.number(address + at).ok()).unwrap_or(0);
-    if size < 8 || size % 8 != 0 || name.is_empty() {
+    let own = u64::from(core.number(address + layout.object_size).ok()?);
+    if size < 8 || size % 8 != 0 || own == 0 || own > size || u64::from(pad) >= size || name.is_empty() {
         return None;
     }
     Some(Cache {
         name,
         size,
-        own: u64::from(core.number(address + layout.object_size).ok()?),
+        own,
         offset: core.number(address + layout.offset).ok()?.into(),
         random: layout.random.and_then(|at| core.word(address + at).ok()),
         pad: pad.into(),

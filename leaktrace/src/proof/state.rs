@@ -8,7 +8,7 @@ use super::{
     Candidate, Kind,
     free_pages::{FRESH, FreePages},
     memory::Memory,
-    slabs::Slabs,
+    slabs::{Cache, Slab, Slabs},
 };
 use crate::proc::kpageflags::{BUDDY, COMPOUND_TAIL, MMAP, NOPAGE, PGTABLE, PageFlags, SLAB, is_users};
 
@@ -122,8 +122,7 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
         let Some(slab) = slabs.slab(&page, memory.address(frame)) else { continue };
         let Some(cache) = slabs.cache(slab.cache).cloned() else { continue };
         for index in members {
-            let is_free = slab.object_at(&cache, candidates[index].address).is_none_or(|(_, free)| free);
-            if is_free {
+            if !is_allocated(&slab, &cache, &candidates[index], memory.page_bytes) {
                 states[index].state = State::Free;
             }
             states[index].link = cache.plain_link().and_then(|at| {
@@ -139,6 +138,15 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
         }
     }
     Ok(states)
+}
+
+/// Whether a candidate is an allocated object of a slab, and not only a part of another cache's that has its pages now. KFENCE puts a
+/// single object anywhere into its page (`mm/kfence/core.c`).
+fn is_allocated(slab: &Slab, cache: &Cache, candidate: &Candidate, page: u64) -> bool {
+    let Some((start, free)) = slab.object_at(cache, candidate.address) else { return false };
+    !free
+        && (slab.objects == 1 && cache.size <= page
+            || start == candidate.address && candidate.bytes <= cache.size)
 }
 
 /// Whether a page has nothing but what entries of page tables look like: page addresses with some marks in the bits below.
