@@ -97,7 +97,7 @@ fn works() -> Result<()> {
     fs::create_dir_all(Path::new(DROP_IN).parent().context("it has one")?)?;
     fs::write(
         DROP_IN,
-        "[Service]\nWatchdogSec=4s\nRestartSec=1\nEnvironment=\"LEAKTRACE_OPTIONS=--refresh 1s --min-age 1s\"\n",
+        "[Service]\nWatchdogSec=10s\nRestartSec=1\nEnvironment=\"LEAKTRACE_OPTIONS=--refresh 1s --min-age 1s\"\n",
     )?;
     say("systemctl", &["daemon-reload"])?;
     say("systemctl", &["start", "leaktrace"])?;
