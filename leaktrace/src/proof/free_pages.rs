@@ -120,6 +120,30 @@ fn of_rcu(memory: &Memory) -> FxHashSet<u64> {
     kept
 }
 
+/// Whether a place is one behind the last pointer of an array in which `kfree_rcu` gathers what is to be freed: the page had
+/// more of them when it was used before.
+pub(super) fn is_left_by_rcu(memory: &Memory, address: u64) -> bool {
+    let Some(layout) = memory.layout.rcu_array else { return false };
+    let page = address / memory.page_bytes * memory.page_bytes;
+    let word = |at: u64| memory.core.word(at).ok();
+    // It is such an array if its links lead back, and the number fits.
+    let link = page + layout.list;
+    // Such pages are linked to each other and to where each CPU has them.
+    let is_end = |at: u64| at % memory.page_bytes == layout.list || memory.in_percpu(at).is_some();
+    let is_linked = word(link).filter(|&next| next != link).and_then(|next| word(next.wrapping_add(8)))
+        == Some(link)
+        && word(link + 8).and_then(word) == Some(link)
+        && [link, link + 8].into_iter().all(|at| word(at).is_some_and(is_end));
+    let most = (memory.page_bytes - layout.pointers) / 8;
+    let count = word(page + layout.count).filter(|count| is_linked && (1..=most).contains(count));
+    let Some(count) = count.filter(|count| address >= page + layout.pointers + count * 8) else {
+        return false;
+    };
+    let mut pointers = vec![0; count as usize];
+    memory.core.words(page + layout.pointers, &mut pointers).is_ok()
+        && pointers.iter().all(|&pointer| pointer >> 56 == 0xff)
+}
+
 /// Pages in which kernels with debugging note stack traces (`lib/stackdepot.c`): return addresses, and what was there
 /// before.
 pub(super) fn of_stack_depot(memory: &Memory) -> FxHashSet<u64> {

@@ -149,6 +149,17 @@ pub(super) struct Layout {
     /// In `kfree_rcu_cpu` (`mm/slab_common.c`, `kernel/rcu/tree.c` until 6.13): pages that are kept for arrays of what is to
     /// be freed.
     pub(super) rcu_pages: Option<u64>,
+    /// Such an array in use.
+    pub(super) rcu_array: Option<RcuArrayLayout>,
+}
+
+/// `struct kvfree_rcu_bulk_data`, a page, where it is in a list that leads back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RcuArrayLayout {
+    pub(super) list: u64,
+    /// How many of the pointers are of now: what lies behind them is left of earlier uses.
+    pub(super) count: u64,
+    pub(super) pointers: u64,
 }
 
 impl Layout {
@@ -189,8 +200,14 @@ impl Layout {
             task: task(&at),
             zone: zone(btf, &at),
             rcu_pages: at("kfree_rcu_cpu", "bkvcache"),
+            rcu_array: rcu_array(&at),
         })
     }
+}
+
+fn rcu_array(at: At<'_>) -> Option<RcuArrayLayout> {
+    let of = |member: &str| at("kvfree_rcu_bulk_data", member);
+    Some(RcuArrayLayout { list: of("list")?, count: of("nr_records")?, pointers: of("records")? })
 }
 
 type At<'a> = &'a dyn Fn(&str, &str) -> Option<u64>;

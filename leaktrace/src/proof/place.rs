@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     areas::{Area, OnStack},
-    free_pages::FRESH,
+    free_pages::{self, FRESH},
     scan::Scan,
     state,
     targets::Stands,
@@ -173,6 +173,7 @@ impl Scan<'_> {
         match self.chunk.unknown[&frame] {
             Now::Free => Whose::Old(Old::FreePage),
             Now::Slab(head) => self.in_new_slab(head, address).unwrap_or(Whose::Root(What::Page)),
+            Now::Page if free_pages::is_left_by_rcu(self.memory, address) => Whose::Old(Old::FreePage),
             Now::Page => Whose::Root(What::Page),
         }
     }
