@@ -62,10 +62,13 @@ fn is_due(age: Duration, fresh: Duration, took: Duration) -> bool {
 /// Whether a page is on a list of free ones: it has no references, as parts of a block in use have none, but what is taken
 /// from a list has no neighbours any more (`list_del`), and what never was on one has none either.
 fn is_listed(memory: &Memory, page: u64) -> bool {
-    let link = page + memory.layout.page.list;
+    references(memory, page) == 0 && is_linked(memory, page + memory.layout.page.list)
+}
+
+/// Whether both neighbours of a link in a `list_head` lead back to it.
+fn is_linked(memory: &Memory, link: u64) -> bool {
     let word = |at: u64| memory.core.word(at).ok();
-    references(memory, page) == 0
-        && word(link).and_then(|next| word(next.wrapping_add(8))) == Some(link)
+    word(link).and_then(|next| word(next.wrapping_add(8))) == Some(link)
         && word(link + 8).and_then(word) == Some(link)
 }
 
@@ -126,13 +129,11 @@ pub(super) fn is_left_by_rcu(memory: &Memory, address: u64) -> bool {
     let Some(layout) = memory.layout.rcu_array else { return false };
     let page = address / memory.page_bytes * memory.page_bytes;
     let word = |at: u64| memory.core.word(at).ok();
-    // It is such an array if its links lead back, and the number fits.
+    // It is such an array if its links lead back, to others of these or to where each CPU has them, and the number fits.
     let link = page + layout.list;
-    // Such pages are linked to each other and to where each CPU has them.
     let is_end = |at: u64| at % memory.page_bytes == layout.list || memory.in_percpu(at).is_some();
-    let is_linked = word(link).filter(|&next| next != link).and_then(|next| word(next.wrapping_add(8)))
-        == Some(link)
-        && word(link + 8).and_then(word) == Some(link)
+    let is_linked = word(link) != Some(link)
+        && is_linked(memory, link)
         && [link, link + 8].into_iter().all(|at| word(at).is_some_and(is_end));
     let most = (memory.page_bytes - layout.pointers) / 8;
     let count = word(page + layout.count).filter(|count| is_linked && (1..=most).contains(count));

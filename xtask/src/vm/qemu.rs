@@ -202,12 +202,12 @@ impl Qemu {
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .args(["-chardev", "stdio,id=results,signal=off"]);
-        let console = match self.arch {
+        let (console, boot) = match self.arch {
             Arch::X86_64 => {
                 command
                     .args(["-cpu", "max", "-vga", "none", "-serial", "chardev:results"])
                     .args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"]);
-                "ttyS0"
+                ("ttyS0", "")
             }
             Arch::Aarch64 => {
                 // Pointer authentication costs an emulator more than all the rest, and page tables of the kernel's own (`kpti`)
@@ -220,7 +220,7 @@ impl Qemu {
                     "-device",
                     "pci-serial,chardev=results",
                 ]);
-                "ttyAMA0 kpti=off"
+                ("ttyAMA0", "kpti=off")
             }
         };
         command
@@ -228,7 +228,7 @@ impl Qemu {
             .arg(machine.image)
             .arg("-initrd")
             .arg(machine.initramfs)
-            .args(["-append", &format!("console={console} {BOOT} {}", machine.boot)]);
+            .args(["-append", &format!("console={console} {boot} {BOOT} {}", machine.boot)]);
         // Whoever ends us early ends the guest, too.
         // SAFETY: prctl is a plain system call, which is what the time between fork and exec allows.
         unsafe {
