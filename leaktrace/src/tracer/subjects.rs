@@ -1,6 +1,8 @@
 //! What is judged: a site, or where a helper allocates for others each of its responsible callers.
 //! And how the survivors of each changed over the ticks.
 
+use std::hash::Hash;
+
 use leaktrace_common::StackRecord;
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -127,44 +129,16 @@ impl Subjects {
             let share = survivors as f64 / known[&site].max(1) as f64;
             *now.entry((sites.first(index), owner)).or_default() += all * share;
         }
-        self.series.retain(|key, series| {
-            let survivors = now.remove(key).unwrap_or(0.0);
-            let gone = survivors <= 0.0 && series.last() <= 0.0;
-            series.push(seconds, survivors);
-            !gone
-        });
-        for (key, survivors) in now {
-            if self.series.len() >= MOST_SERIES {
-                self.untold += 1;
-                continue;
-            }
-            let mut series = Series::default();
-            series.push(self.last_push_s, 0.0);
-            series.push(seconds, survivors);
-            self.series.insert(key, series);
-        }
+        self.untold += note(&mut self.series, (self.last_push_s, seconds), now);
         self.last_push_s = seconds;
     }
 
     /// Notes the live objects of a tick. That costs no look at the tables, so it is done with each.
     pub fn push_live(&mut self, seconds: f64, levels: &[Level]) {
-        let mut now: FxHashMap<usize, f64> =
-            levels.iter().map(|level| (level.site as usize, level.live as f64)).collect();
-        self.live.retain(|site, series| {
-            let live = now.remove(site).unwrap_or(0.0);
-            let gone = live <= 0.0 && series.last() <= 0.0;
-            series.push(seconds, live);
-            !gone
-        });
-        for (site, live) in now.into_iter().filter(|&(_, live)| live > 0.0) {
-            // Whoever finds no place here is judged by its survivors alone, as callers are.
-            if self.live.len() < MOST_SERIES {
-                let mut series = Series::default();
-                series.push(self.last_tick_s, 0.0);
-                series.push(seconds, live);
-                self.live.insert(site, series);
-            }
-        }
+        let live = levels.iter().filter(|level| level.live > 0);
+        let now = live.map(|level| (level.site as usize, level.live as f64)).collect();
+        // Whoever finds no place here is judged by its survivors alone, as callers are.
+        note(&mut self.live, (self.last_tick_s, seconds), now);
         self.last_tick_s = seconds;
     }
 
@@ -190,6 +164,33 @@ impl Subjects {
         sites.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         sites.into_iter().take(limit).map(|(_, site)| site).collect()
     }
+}
+
+/// Adds a number of objects to each series, zero where there is none, and begins those that are new with zero at the time
+/// before. A series that stays at zero goes. Returns how many found no place.
+fn note<K: Eq + Hash>(
+    all: &mut FxHashMap<K, Series>,
+    (before, seconds): (f64, f64),
+    mut now: FxHashMap<K, f64>,
+) -> u64 {
+    all.retain(|key, series| {
+        let objects = now.remove(key).unwrap_or(0.0);
+        let gone = objects <= 0.0 && series.last() <= 0.0;
+        series.push(seconds, objects);
+        !gone
+    });
+    let mut untold = 0;
+    for (key, objects) in now {
+        if all.len() >= MOST_SERIES {
+            untold += 1;
+            continue;
+        }
+        let mut series = Series::default();
+        series.push(before, 0.0);
+        series.push(seconds, objects);
+        all.insert(key, series);
+    }
+    untold
 }
 
 #[cfg(test)]
