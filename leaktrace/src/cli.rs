@@ -1,5 +1,6 @@
 //! The command line's grammar.
 
+mod proof;
 mod trace;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -9,12 +10,14 @@ use clap::{
     error::ErrorKind,
 };
 
-pub use self::trace::{FailOn, TraceArgs, WatchArgs};
+pub use self::{
+    proof::{HeapArgs, LimitPart, ProveArgs, prove_limit},
+    trace::{FailOn, TraceArgs, WatchArgs},
+};
 use crate::{
-    proof::Limit,
     report::forms::Form,
     tracer::hooks::Family,
-    units::{self, parse_bytes, parse_duration, parse_percent, parse_window},
+    units::{self, parse_bytes, parse_duration, parse_window},
 };
 
 /// Finds kernel memory leaks: traces allocations with eBPF, and ranks the call sites, slab caches
@@ -41,6 +44,10 @@ pub enum Command {
     Diff(DiffArgs),
     /// Put a report (JSON) beside what kmemleak listed: found by both, only here, only there, and why.
     Compare(CompareArgs),
+    /// Say what is lost in the kernel's memory as it is now, and who holds the rest: nothing has to be traced before.
+    ///
+    /// Reads /proc/kcore. What nothing leads to is leaked, whenever that was.
+    Heap(HeapArgs),
     /// Look in all of the kernel's memory for pointers to the objects that a report (JSON) of this boot lists.
     ///
     /// Reads /proc/kcore. What nothing points to is leaked beyond doubt; of the rest it says who holds it.
@@ -239,60 +246,6 @@ pub struct CompareArgs {
     pub format: Format,
 }
 
-/// Options of `leaktrace prove`.
-#[derive(Debug, Args)]
-pub struct ProveArgs {
-    /// The report, or - for standard input.
-    #[arg(value_name = "REPORT")]
-    pub report: PathBuf,
-    /// How much to read, and how long: a size, a time, or both [default: 64GiB,60s].
-    #[arg(long, value_name = "SIZE,TIME", value_delimiter = ',', value_parser = parse_limit)]
-    pub prove_limit: Vec<LimitPart>,
-    /// Share of each CPU that looking may take; a quarter of one core is always taken.
-    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_percent)]
-    pub overhead: f64,
-    /// Form of the answer: the report, with what was found.
-    #[arg(long, value_enum, default_value_t = Form::Text)]
-    pub format: Form,
-    /// Write the answer to a file, complete or not at all.
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// No progress on standard error, only the answer and errors.
-    #[arg(short, long)]
-    pub quiet: bool,
-}
-
-/// A part of `--prove-limit`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitPart {
-    /// Bytes that one look may read.
-    Bytes(u64),
-    /// Time that all looks may take.
-    Time(Duration),
-}
-
-/// A size like 64GiB or a time like 60s: sizes have a capital letter or a B in their unit.
-fn parse_limit(text: &str) -> Result<LimitPart, String> {
-    if text.ends_with(|c: char| c.is_ascii_uppercase() || c == 'b') {
-        return parse_bytes(text).map(LimitPart::Bytes);
-    }
-    parse_window(text)
-        .map(LimitPart::Time)
-        .map_err(|_| "expected a size like 64GiB or a time like 60s".to_owned())
-}
-
-/// The limit that some parts make.
-pub fn prove_limit(parts: &[LimitPart]) -> Limit {
-    let mut limit = Limit::default();
-    for part in parts {
-        match *part {
-            LimitPart::Bytes(bytes) => limit.bytes = bytes,
-            LimitPart::Time(time) => limit.time = time,
-        }
-    }
-    limit
-}
-
 /// Options of `leaktrace check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -389,17 +342,5 @@ mod tests {
     #[test]
     fn grammar_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn limits_are_sizes_or_times() {
-        assert_eq!(parse_limit("64GiB"), Ok(LimitPart::Bytes(64 << 30)));
-        assert_eq!(parse_limit("2T"), Ok(LimitPart::Bytes(2 << 40)));
-        assert_eq!(parse_limit("5m"), Ok(LimitPart::Time(Duration::from_mins(5))));
-        for bad in ["", "x", "64X", "-1s"] {
-            assert!(parse_limit(bad).is_err(), "{bad}");
-        }
-        let limit = prove_limit(&[LimitPart::Bytes(1)]);
-        assert_eq!((limit.bytes, limit.time), (1, Limit::default().time));
     }
 }

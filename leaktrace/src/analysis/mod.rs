@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod births;
 pub mod blame;
+pub mod content;
 pub mod crosscheck;
 pub mod growth;
 #[cfg(test)]
@@ -11,6 +12,7 @@ pub mod holders;
 pub mod lifetime;
 pub mod linkage;
 pub mod naming;
+pub mod objects;
 pub mod reach;
 pub mod steps;
 pub mod triage;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{LimitPart, parse_limit};
+use super::{LimitPart, proof::parse_limit};
 use crate::{
     kernel::modules,
     report::forms::Form,

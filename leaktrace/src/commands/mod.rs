@@ -7,6 +7,7 @@ mod compare;
 mod completions;
 mod diff;
 mod filter;
+mod heap;
 mod judging;
 mod kmemleak;
 mod manual;
@@ -54,6 +55,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Command::Top(args)) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Triage(args)) => triage::run(&args),
         Some(Command::Completions(args)) => completions::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Heap(args)) => heap::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Man(args)) => manual::run(&args).map(|()| ExitCode::SUCCESS),
         None => trace::run(&cli.trace),
     }

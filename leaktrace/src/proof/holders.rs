@@ -29,7 +29,7 @@ impl Prover {
         chain
     }
 
-    fn holder(&self, place: &Place) -> Holder {
+    pub(super) fn holder(&self, place: &Place) -> Holder {
         let mut holder = match &place.what {
             What::Variable(address) => match self.memory.variable_at(*address) {
                 Some(location) => of_variable(&location),

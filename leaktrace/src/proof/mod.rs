@@ -19,6 +19,7 @@ mod place;
 mod scan;
 mod slabs;
 mod state;
+mod survey;
 mod targets;
 
 use std::{
@@ -43,6 +44,7 @@ pub use self::{
     looks::{LOOKS as MOST_LOOKS, Step},
     memory::is_offered,
     model::{Candidate, Cost, Found, Holder, Kind, Limit, Outcome, Proof},
+    survey::{Survey, Surveyed, Unreached},
 };
 use crate::{
     analysis::{

@@ -264,7 +264,7 @@ impl Scan<'_> {
     }
 
     /// Finds the first page of each slab.
-    fn find_heads(&mut self) {
+    pub(super) fn find_heads(&mut self) {
         let words = (self.memory.layout.page.size / 8) as usize;
         self.chunk.heads = vec![None; self.chunk.flags.len()];
         let mut index = 0;

@@ -25,9 +25,9 @@ use crate::{
 };
 
 /// Pages that are looked at together. No slab and no free block reaches over their end.
-const CHUNK: u64 = 4_096;
+pub(super) const CHUNK: u64 = 4_096;
 /// Words that are read at a time: they fit a core's own cache.
-const WORDS: usize = 1 << 15;
+pub(super) const WORDS: usize = 1 << 15;
 /// Words that are compared at a time.
 const BLOCK: usize = 8;
 /// Pages that have no memory to look at, or only physical addresses.
@@ -37,7 +37,7 @@ const MOST_ORDER: u64 = 12;
 /// Pointers among candidates that are kept in mind at most; more count as from outside.
 const MOST_EDGES: usize = 1_000_000;
 /// What has lists of slabs.
-const NODES: &str = "kmem_cache_node";
+pub(super) const NODES: &str = "kmem_cache_node";
 
 /// What one look found.
 #[derive(Default)]
@@ -107,30 +107,7 @@ pub(super) fn pass(
     (targets, candidates, objects): (&Targets, u32, usize),
     step: Step<'_>,
 ) -> Result<Pass> {
-    let mut scan = Scan {
-        memory,
-        flags,
-        targets,
-        candidates,
-        slabs: Slabs::new(memory),
-        areas,
-        map: MemoryMap::read(memory),
-        stacks: free_pages::of_stack_depot(memory),
-        buffers: [bulk, &memory.core]
-            .iter()
-            .filter_map(|file| areas.buffer_of(memory, file.descriptor()))
-            .map(|buffer| memory.frame(buffer))
-            .collect(),
-        free: FreePages::read(memory),
-        slab: None,
-        chunk: Chunk::default(),
-        pass: Pass {
-            links: Links { roots: vec![None; objects], edges: Vec::new() },
-            places: vec![None; objects],
-            old: vec![None; objects],
-            ..Pass::default()
-        },
-    };
+    let mut scan = Scan::begin(memory, flags, bulk, areas, (targets, candidates, objects));
     let mut buffer = vec![0; WORDS];
     // The last page that was read: the kernel copies each into a page of its own on the way.
     let mut before = vec![0; (memory.page_bytes / 8) as usize];
@@ -186,7 +163,7 @@ pub(super) fn bytes(memory: &Memory, flags: &PageFlags) -> Result<u64> {
 }
 
 /// Runs of page frames that are looked at, from and up to.
-fn runs(chunk: &Chunk, memory: &Memory) -> Vec<(u64, u64)> {
+pub(super) fn runs(chunk: &Chunk, memory: &Memory) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let words = (memory.layout.page.size / 8) as usize;
     let mut users = false;
@@ -216,9 +193,45 @@ fn runs(chunk: &Chunk, memory: &Memory) -> Vec<(u64, u64)> {
     runs
 }
 
+impl<'a> Scan<'a> {
+    /// Begins a look at everything.
+    pub(super) fn begin(
+        memory: &'a Memory,
+        flags: &'a PageFlags,
+        bulk: &Kcore,
+        areas: &'a Areas,
+        (targets, candidates, objects): (&'a Targets, u32, usize),
+    ) -> Self {
+        Self {
+            memory,
+            flags,
+            targets,
+            candidates,
+            slabs: Slabs::new(memory),
+            areas,
+            map: MemoryMap::read(memory),
+            stacks: free_pages::of_stack_depot(memory),
+            buffers: [bulk, &memory.core]
+                .iter()
+                .filter_map(|file| areas.buffer_of(memory, file.descriptor()))
+                .map(|buffer| memory.frame(buffer))
+                .collect(),
+            free: FreePages::read(memory),
+            slab: None,
+            chunk: Chunk::default(),
+            pass: Pass {
+                links: Links { roots: vec![None; objects], edges: Vec::new() },
+                places: vec![None; objects],
+                old: vec![None; objects],
+                ..Pass::default()
+            },
+        }
+    }
+}
+
 impl Scan<'_> {
     /// Reads what pages are.
-    fn enter(&mut self, flags: &PageFlags, first: u64, end: u64) -> Result<()> {
+    pub(super) fn enter(&mut self, flags: &PageFlags, first: u64, end: u64) -> Result<()> {
         let count = (end - first) as usize;
         self.chunk.first = first;
         self.chunk.flags.resize(count, 0);

@@ -113,6 +113,11 @@ impl<'a> Slabs<'a> {
         Some(bytes).filter(|&bytes| bytes > 0 && bytes <= MOST_PAGES * self.memory.page_bytes)
     }
 
+    /// The allocator's own arrays of free objects that are known.
+    pub(super) fn sheaves(&self) -> &FxHashSet<u64> {
+        &self.sheaves
+    }
+
     /// Whether an object is one of the allocator's own arrays of free objects.
     pub(super) fn is_sheaf(&self, object: u64) -> bool {
         self.sheaves.contains(&object)
@@ -252,6 +257,11 @@ fn next_free(random: Option<u64>, word: u64, at: u64) -> u64 {
 }
 
 impl Slab {
+    /// Whether an object that begins there is free.
+    pub(super) fn is_free(&self, start: u64) -> bool {
+        self.free.contains(&start)
+    }
+
     /// The object that an address lies in: its start, and whether it is free. `None` before the first and behind the last.
     pub(super) fn object_at(&self, cache: &Cache, address: u64) -> Option<(u64, bool)> {
         let into = address.checked_sub(self.base)?;

@@ -9,6 +9,7 @@ pub mod findings;
 pub mod forms;
 pub mod groups;
 pub mod headline;
+pub mod heap;
 pub mod kmemleak;
 pub mod known;
 pub mod metrics;

@@ -217,9 +217,43 @@ static noinline int lost_tree_leak(unsigned int n)
 }
 static int lost_tree_balanced(unsigned int n) { return -EOPNOTSUPP; }
 
+/* What most drivers' objects look like: functions, a name, an empty list, and a buffer. */
+struct lost_session;
+struct lost_session_ops {
+	int (*close)(struct lost_session *session);
+};
+
+struct lost_session {
+	struct list_head waiting;
+	const struct lost_session_ops *ops;
+	char name[16];
+	void *buffer;
+	char data[1100];
+};
+
+static int close_lost_session(struct lost_session *session) { return session->ops ? 0 : -EINVAL; }
+static const struct lost_session_ops lost_session_ops = { .close = close_lost_session };
+
+static noinline int lost_session_leak(unsigned int n)
+{
+	for (; n; n--) {
+		struct lost_session *session = kzalloc(sizeof(*session), GFP_KERNEL);
+
+		if (!session)
+			return -ENOMEM;
+		INIT_LIST_HEAD(&session->waiting);
+		session->ops = &lost_session_ops;
+		strscpy(session->name, "leaked session", sizeof(session->name));
+		session->buffer = kzalloc(90, GFP_KERNEL);
+		OPTIMIZER_HIDE_VAR(session);
+	}
+	return 0;
+}
+static int lost_session_balanced(unsigned int n) { return -EOPNOTSUPP; }
+
 const struct leak_path holder_paths[] = {
 	ENTRY(held_data), ENTRY(held_percpu), ENTRY(held_area), ENTRY(held_page), ENTRY(held_list), ENTRY(held_stack),
-	ENTRY(lost_whole), ENTRY(lost_tree), {}
+	ENTRY(lost_whole), ENTRY(lost_tree), ENTRY(lost_session), {}
 };
 
 int holder_init(void)

@@ -18,7 +18,8 @@ use crate::{
     report::model::{ReachReport, ReachSide},
     tracer::{LiveObject, Snapshot, Tracer},
 };
-pub(super) use pace::Pace;
+pub(super) use pace::{Pace, politely};
+pub(super) use summary::sides;
 
 /// Objects that are looked for at most; of more a sample of each site is.
 const MOST: u64 = 200_000;
@@ -172,7 +173,7 @@ pub(super) fn look(
     limit: Limit,
     go_on: &mut dyn FnMut(u64, u64) -> Result<bool>,
 ) -> Result<Proof> {
-    pace::politely(|| prover.prove(chosen.candidates.clone(), limit, go_on))
+    politely(|| prover.prove(chosen.candidates.clone(), limit, go_on))
 }
 
 /// Puts together what was found, with what the tracer knows by now of candidates and holders.
@@ -207,7 +208,7 @@ pub(super) fn conclude(
     let name = |caller: u64| places.locate(caller).map(|location| location.label());
     let groups: Vec<&str> = chosen.groups.iter().map(|(_, name)| name.as_str()).collect();
     let group_of: Vec<u32> = chosen.candidates.iter().map(|candidate| candidate.group).collect();
-    let sides = summary::sides(proof, &group_of, &groups, &lives, &made_by, &name);
+    let sides = sides(proof, &group_of, &groups, &lives, &made_by, &name);
     Ok(Proofs {
         sides: chosen.groups.iter().map(|(key, _)| *key).zip(sides).collect(),
         outcomes: chosen

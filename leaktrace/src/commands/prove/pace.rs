@@ -76,7 +76,7 @@ fn rest(
 }
 
 /// Does something with the lowest priority.
-pub(super) fn politely<T>(work: impl FnOnce() -> T) -> T {
+pub(in crate::commands) fn politely<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: these calls have integers only. Priorities are the calling thread's.
     let before = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     // SAFETY: as above.

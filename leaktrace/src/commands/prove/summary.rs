@@ -17,7 +17,7 @@ const HOLDERS: usize = 20;
 
 /// Sums up by group. `lives` has what was not freed meanwhile, `made_by` who made traced holders, `name` says where a
 /// return address is.
-pub(super) fn sides(
+pub(in crate::commands) fn sides(
     proof: &Proof,
     group_of: &[u32],
     groups: &[&str],

@@ -1,0 +1,4 @@
+//! A look at the heap: what is lost, and who holds the rest.
+
+pub mod model;
+pub mod text;

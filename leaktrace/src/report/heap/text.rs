@@ -1,0 +1,252 @@
+//! A look at the heap as text.
+
+use std::fmt::{self, Write as _};
+
+use super::model::{Group, Heap, Holding, Scanned, Sign};
+use crate::{
+    report::{columns::Columns, escape, page::paragraph, text::Style},
+    units,
+};
+
+/// Holders of a cache that are told.
+const HOLDERS: usize = 3;
+/// A holder of less than this share of the sample is left out unless more is asked for.
+const SMALL: f64 = 0.05;
+
+/// Everything as text.
+pub fn render(heap: &Heap, style: &Style) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = all(&mut out, heap, style);
+    out
+}
+
+/// What it comes to, in a sentence or two.
+pub fn headline(heap: &Heap) -> String {
+    let scanned = &heap.scanned;
+    if let Some(why) = &scanned.cut_short {
+        return format!("UNKNOWN  {why}");
+    }
+    let looked = format!(
+        "{} in {}, {}, were looked at in {}.",
+        units::plural(scanned.objects as usize, "object"),
+        units::plural(scanned.caches, "cache"),
+        units::bytes(scanned.slab_bytes as f64),
+        units::seconds(scanned.seconds)
+    );
+    if heap.lost.objects == 0 {
+        return format!("{} {looked}", nothing_lost(scanned));
+    }
+    let modules: Vec<&str> = heap.groups.iter().filter_map(|group| group.module.as_deref()).collect();
+    let whose = match modules.first() {
+        Some(first) if modules.iter().all(|module| module == first) && modules.len() == heap.groups.len() => {
+            format!(", {first}'s by their content")
+        }
+        Some(first) => format!(", most of {first}'s by their content"),
+        None => String::new(),
+    };
+    format!(
+        "LOST  Nothing leads to {}, {}{whose}. {looked}",
+        units::plural(heap.lost.objects as usize, "object"),
+        units::bytes(heap.lost.bytes as f64),
+    )
+}
+
+/// What it comes to where nothing that was asked for is lost.
+fn nothing_lost(scanned: &Scanned) -> String {
+    if scanned.lost_in_all > 0 {
+        let others = units::plural(scanned.lost_in_all as usize, "object");
+        return format!("OK  Nothing that was asked for is lost, but {others} of others.");
+    }
+    let open = scanned.left_out + scanned.unclear;
+    if scanned.unfit_bytes > 0 {
+        let unfit = units::bytes(scanned.unfit_bytes as f64);
+        return format!(
+            "UNKNOWN  Nothing is known to be lost, but {unfit} of slab were not looked at: --max-memory gives more."
+        );
+    }
+    if open > 0 {
+        let open = units::plural(open as usize, "object");
+        return format!("UNKNOWN  Nothing is known to be lost, but of {open} it is not clear.");
+    }
+    "OK  Something leads to every object of slab: nothing is lost.".to_owned()
+}
+
+fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
+    paragraph(out, 0, style.width, &escape(&headline(heap)))?;
+    let groups: Vec<&Group> = heap.groups.iter().take(style.top).collect();
+    if !groups.is_empty() {
+        writeln!(out)?;
+        let cell =
+            |text: &dyn Fn(&Group) -> String| groups.iter().map(|group| text(group)).collect::<Vec<_>>();
+        let table = Columns::default()
+            .right(0, "objects", cell(&|group| units::count(group.objects)))
+            .right(0, "bytes", cell(&|group| units::bytes(group.bytes as f64)))
+            .left(0, "cache", cell(&|group| escape(&group.cache).into_owned()))
+            .left(1, "module", cell(&|group| escape(group.module.as_deref().unwrap_or("")).into_owned()));
+        write!(out, "{}", table.lines(style.width))?;
+        for (index, group) in groups.iter().enumerate() {
+            writeln!(out)?;
+            let title = format!("{}. {} of {}", index + 1, units::count(group.objects), group.cache);
+            paragraph(out, 0, style.width, &escape(&title))?;
+            for line in what(group) {
+                paragraph(out, 2, style.width, &escape(&line))?;
+            }
+        }
+        if heap.groups.len() > groups.len() {
+            writeln!(out, "\n{} more kinds: --top shows more.", heap.groups.len() - groups.len())?;
+        }
+    }
+    holders(out, heap, style)?;
+    if style.verbose {
+        for known in &heap.known {
+            let line = format!("{} of {}: {}", units::count(known.objects), known.cache, known.why);
+            paragraph(out, 0, style.width, &escape(&line))?;
+        }
+        let scanned = &heap.scanned;
+        let line = format!(
+            "{} were read, {} of our own memory needed; {} objects were looked at once more, {} of them are unclear",
+            units::bytes(scanned.bytes as f64),
+            units::bytes(scanned.memory_bytes as f64),
+            units::count(scanned.candidates),
+            units::count(scanned.unclear)
+        );
+        paragraph(out, 0, style.width, &line)?;
+    }
+    for note in &heap.notes {
+        paragraph(out, 0, style.width, &format!("note: {}", escape(note)))?;
+    }
+    Ok(())
+}
+
+/// What the objects of a group are.
+fn what(group: &Group) -> Vec<String> {
+    let mut lines: Vec<String> = group.content.iter().map(sign).collect();
+    if lines.is_empty() {
+        lines.push("no function, variable or text that they have in common".to_owned());
+    }
+    for structure in &group.proof.structures {
+        lines.push(format!(
+            "parts of {} lost as a whole, {} objects in all, with the root in {}",
+            units::plural(structure.structures as usize, "structure"),
+            units::count(structure.objects),
+            structure.root
+        ));
+    }
+    lines
+}
+
+fn sign(sign: &Sign) -> String {
+    let module = sign.module.as_deref().map(|module| format!(" [{module}]")).unwrap_or_default();
+    let name = match sign.what.as_str() {
+        "text" => format!("\"{}\"", sign.name),
+        "object" => format!("an object of {}", sign.name),
+        "itself" => format!("its own +{}: an empty list, mostly", sign.name),
+        _ => format!("{}{module}", sign.name),
+    };
+    let share = if sign.share >= 0.995 { String::new() } else { format!(", in {:.0} %", sign.share * 100.0) };
+    format!("+{:#x} {name}{share}", sign.offset)
+}
+
+fn holders(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
+    if heap.holders.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nWho holds the most")?;
+    for holding in &heap.holders {
+        let line = format!(
+            "{} in {} of {}: {}",
+            units::bytes(holding.bytes as f64),
+            units::plural(holding.objects as usize, "object"),
+            holding.cache,
+            held_by(holding, style.verbose)
+        );
+        paragraph(out, 2, style.width, &escape(&line))?;
+    }
+    Ok(())
+}
+
+/// Who holds a cache's objects, of a sample.
+fn held_by(holding: &Holding, verbose: bool) -> String {
+    let all = holding.sampled.max(1) as f64;
+    let told: Vec<String> = holding
+        .holders
+        .iter()
+        .filter(|holder| verbose || holder.objects as f64 >= all * SMALL)
+        .take(if verbose { usize::MAX } else { HOLDERS })
+        .map(|holder| {
+            let each_other = if holder.on_each_other { "one another, and then on " } else { "" };
+            let chain = holder.chain.join(", that on ");
+            format!("{:.0} % hang on {each_other}{chain}", holder.objects as f64 * 100.0 / all)
+        })
+        .collect();
+    if told.is_empty() { "held by many, each a little".to_owned() } else { told.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::heap::model::{Amount, Holder};
+
+    fn heap(scanned: Scanned) -> Heap {
+        Heap { scanned: Scanned { objects: 100, caches: 3, seconds: 2.0, ..scanned }, ..Heap::default() }
+    }
+
+    #[test]
+    fn nothing_is_ok_that_is_not_known() {
+        let said = |scanned: Scanned| headline(&heap(scanned));
+        assert!(said(Scanned::default()).starts_with("OK  Something leads to every object of slab"));
+        for open in [
+            Scanned { unfit_bytes: 1, ..Scanned::default() },
+            Scanned { left_out: 1, ..Scanned::default() },
+            Scanned { unclear: 1, ..Scanned::default() },
+            Scanned { cut_short: Some("the time was up".into()), ..Scanned::default() },
+        ] {
+            assert!(said(open.clone()).starts_with("UNKNOWN  "), "{open:?}");
+        }
+        let others = said(Scanned { lost_in_all: 7, ..Scanned::default() });
+        assert!(others.contains("7 objects of others"), "{others}");
+    }
+
+    #[test]
+    fn what_is_lost_and_who_holds_the_rest_is_told() {
+        let sign = |what: &str, name: &str, module: Option<&str>| Sign {
+            offset: 16,
+            what: what.into(),
+            name: name.into(),
+            module: module.map(Into::into),
+            share: 1.0,
+        };
+        let group = Group {
+            cache: "kmalloc-2k".into(),
+            module: Some("foo".into()),
+            objects: 100,
+            bytes: 204_800,
+            content: vec![sign("symbol", "foo_ops", Some("foo")), sign("text", "a\u{1b}[31m", None)],
+            ..Group::default()
+        };
+        let holder = Holder { objects: 60, on_each_other: true, chain: vec!["sessions [foo]".into()] };
+        let holding =
+            Holding { cache: "kmalloc-64".into(), sampled: 100, holders: vec![holder], ..Holding::default() };
+        let heap = Heap {
+            lost: Amount { objects: 100, bytes: 204_800 },
+            groups: vec![group],
+            holders: vec![holding],
+            ..heap(Scanned { lost_in_all: 100, ..Scanned::default() })
+        };
+        for width in [40, 60, 100] {
+            let style = Style { colour: false, verbose: false, top: 10, width };
+            let text = render(&heap, &style);
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
+            let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            for expected in [
+                "LOST Nothing leads to 100 objects, 200 KiB, foo's by their content.",
+                "+0x10 foo_ops [foo]",
+                "60 % hang on one another, and then on sessions [foo]",
+            ] {
+                assert!(words.contains(expected), "{expected}: {text}");
+            }
+            assert!(!text.contains('\u{1b}'));
+        }
+    }
+}
