@@ -124,6 +124,8 @@ fn shortened(words: &[&str]) -> Option<Vec<String>> {
     for at in 1..words.len() {
         if words[at - 1] == "--duration" {
             "2".clone_into(&mut words[at]);
+        } else if words[at - 1] == "--watch" {
+            "1s".clone_into(&mut words[at]);
         }
     }
     Some(words)

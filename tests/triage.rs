@@ -23,12 +23,14 @@ fn culprit(way: &str, amount: u64) -> Culprit {
     Culprit::new(CULPRIT, way, amount, "")
 }
 
-/// The first diagnosis, which has to be of a kind, beside what other processes do to a busy machine meanwhile: they grow, and
-/// read and write files.
+/// The first diagnosis, which has to be of a kind, beside what other processes do to a busy machine meanwhile: they grow, read and
+/// write files, and have pages on their way that nobody accounts for yet.
 fn first<'a>(triage: &'a Value, kind: &str, culprit: &Culprit) -> &'a Value {
     let is_of_others = |diagnosis: &Value| {
         let pid = &diagnosis["culprit"]["pid"];
-        pid.is_number() && *pid != culprit.pid() || diagnosis["kind"] == "page_cache" && kind != "page_cache"
+        let is_busy =
+            ["page_cache", "unaccounted"].iter().any(|busy| diagnosis["kind"] == *busy && kind != *busy);
+        pid.is_number() && *pid != culprit.pid() || is_busy
     };
     let first = triage["diagnosis"].as_array().unwrap().iter().find(|diagnosis| !is_of_others(diagnosis));
     let first = first.unwrap_or_else(|| panic!("{:#}", triage["diagnosis"]));

@@ -11,7 +11,7 @@ use clap::{
 };
 
 pub use self::{
-    proof::{HeapArgs, LimitPart, ProveArgs, prove_limit},
+    proof::{HeapArgs, LimitPart, ProveArgs, limit_of},
     trace::{FailOn, TraceArgs, WatchArgs},
 };
 use crate::{

@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod births;
 pub mod blame;
+pub mod claims;
 pub mod content;
 pub mod crosscheck;
 pub mod growth;

@@ -87,6 +87,10 @@ impl<'a> Own<'a> {
         self.words.first().is_none_or(|word| word.starts_with('-'))
     }
 
+    fn looks_at_the_heap(&self) -> bool {
+        self.words.first() == Some(&"heap")
+    }
+
     fn asks_for(&self, option: &str) -> bool {
         self.words.contains(&option)
     }
@@ -125,7 +129,7 @@ impl Offers {
         match step {
             Step::Own(own) => {
                 (self.no_trace.is_none() || !own.traces())
-                    && (self.prove || !own.asks_for("--prove"))
+                    && (self.prove || !own.asks_for("--prove") && !own.looks_at_the_heap())
                     && (self.shake || !own.asks_for("--shake"))
             }
             Step::Other(text) => self.shake || !text.contains("drop_caches"),

@@ -4,10 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::Format;
 use crate::{
     proof::Limit,
-    report::forms::Form,
+    report::{forms::Form, heap::forms::HeapForm},
+    tracer::hooks::Mechanism,
     units::{parse_bytes, parse_percent, parse_window},
 };
 
@@ -46,18 +46,24 @@ pub struct HeapArgs {
     /// Kinds of lost objects to show.
     #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub top: u32,
-    /// How much to read, and how long: a size, a time, or both [default: 64GiB,60s].
+    /// How much to read in one look, and how long to look: a size, a time, or both [default: 256GiB,10m].
     #[arg(long, value_name = "SIZE,TIME", value_delimiter = ',', value_parser = parse_limit)]
     pub limit: Vec<LimitPart>,
     /// Memory that may be taken to note objects [default: a hundredth of all, 256 MiB at most].
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub max_memory: Option<u64>,
+    /// The report of a trace since the machine was started, which knows who allocated.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Look once more after this time, and tell what grew.
+    #[arg(long, value_name = "TIME", value_parser = parse_window)]
+    pub watch: Option<Duration>,
     /// Share of each CPU that looking may take; a quarter of one core is always taken.
     #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_percent)]
     pub overhead: f64,
     /// Form of the answer.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
+    #[arg(long, value_enum, default_value_t = HeapForm::Text)]
+    pub format: HeapForm,
     /// Write the answer to a file, complete or not at all.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -67,6 +73,9 @@ pub struct HeapArgs {
     /// No progress on standard error, only the answer and errors.
     #[arg(short, long)]
     pub quiet: bool,
+    /// Act as if the kernel refused a mechanism, for tests.
+    #[arg(long, value_name = "MECHANISM", value_enum, value_delimiter = ',', hide = true)]
+    pub refuse: Vec<Mechanism>,
 }
 
 /// A part of `--prove-limit`.
@@ -88,9 +97,8 @@ pub(super) fn parse_limit(text: &str) -> Result<LimitPart, String> {
         .map_err(|_| "expected a size like 64GiB or a time like 60s".to_owned())
 }
 
-/// The limit that some parts make.
-pub fn prove_limit(parts: &[LimitPart]) -> Limit {
-    let mut limit = Limit::default();
+/// The limit that some parts make, and `limit` without them.
+pub fn limit_of(parts: &[LimitPart], mut limit: Limit) -> Limit {
     for part in parts {
         match *part {
             LimitPart::Bytes(bytes) => limit.bytes = bytes,
@@ -112,7 +120,7 @@ mod tests {
         for bad in ["", "x", "64X", "-1s"] {
             assert!(parse_limit(bad).is_err(), "{bad}");
         }
-        let limit = prove_limit(&[LimitPart::Bytes(1)]);
+        let limit = limit_of(&[LimitPart::Bytes(1)], Limit::default());
         assert_eq!((limit.bytes, limit.time), (1, Limit::default().time));
     }
 }

@@ -1,6 +1,7 @@
-//! `leaktrace diff`: how two reports differ.
+//! `leaktrace diff`: how two reports, or two looks at the heap, differ.
 
 use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
 
 use super::{
     output::{self, Output},
@@ -8,7 +9,7 @@ use super::{
 };
 use crate::{
     cli::{DiffArgs, Format},
-    report::{difference, forms::without_controls, known},
+    report::{difference, forms::without_controls, heap::difference as heap, known, plausible::Saved},
 };
 
 /// Compares, and tells.
@@ -19,13 +20,28 @@ pub(super) fn run(args: &DiffArgs) -> Result<()> {
     if args.before.as_os_str() == "-" && args.after.as_os_str() == "-" {
         bail!("only one of the two reports can come from standard input");
     }
-    let (before, after) = (saved::read(&args.before)?, saved::read(&args.after)?);
-    let diff = known::diff(&before, &after);
-    let text = match args.format {
-        Format::Json => {
-            without_controls(&serde_json::to_string_pretty(&diff).context("cannot write JSON")?) + "\n"
+    let width = output::width();
+    let text = match (saved::read_any(&args.before)?, saved::read_any(&args.after)?) {
+        (Saved::Report(before), Saved::Report(after)) => {
+            let diff = known::diff(&before, &after);
+            told(args.format, &diff, || difference::render(&diff, width))?
         }
-        Format::Text => difference::render(&diff, output::width()),
+        (Saved::Heap(before), Saved::Heap(after)) => {
+            let grown = heap::of(&before, &after);
+            told(args.format, &grown, || heap::render(&grown, width))?
+        }
+        _ => bail!(
+            "one is the report of a trace and the other a look at the heap: they have nothing in common"
+        ),
     };
     Output::Stdout.write(text.as_bytes())
+}
+
+fn told(format: Format, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<String> {
+    Ok(match format {
+        Format::Json => {
+            without_controls(&serde_json::to_string_pretty(answer).context("cannot write JSON")?) + "\n"
+        }
+        Format::Text => text(),
+    })
 }

@@ -11,7 +11,11 @@ use anyhow::{Context as _, Result, bail};
 use super::output::say;
 use crate::{
     recording,
-    report::{escape, model::Report, plausible},
+    report::{
+        escape,
+        model::Report,
+        plausible::{self, Saved},
+    },
 };
 
 /// A larger file is no report.
@@ -46,6 +50,22 @@ pub(super) fn read_at(path: &Path, at_s: Option<f64>) -> Result<Report> {
     if at_s.is_some() {
         bail!("--at is for recordings, and {name} is none");
     }
+    plausible::parse(&bytes(path)?, &name.to_string())
+}
+
+/// Reads a report as [`read`] does, or a look at the heap.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_any(path: &Path) -> Result<Saved> {
+    if path != Path::new("-") && recording::is_recording(path).is_ok_and(|is| is) {
+        return read(path).map(|report| Saved::Report(Box::new(report)));
+    }
+    plausible::parse_any(&bytes(path)?, &path.display().to_string())
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>> {
+    let name = path.display();
     let mut text = Vec::new();
     let read = |reader: &mut dyn Read, text: &mut Vec<u8>| reader.take(LARGEST + 1).read_to_end(text);
     let result = if path == Path::new("-") {
@@ -57,5 +77,5 @@ pub(super) fn read_at(path: &Path, at_s: Option<f64>) -> Result<Report> {
     if text.len() as u64 > LARGEST {
         bail!("{name} is too large for a report");
     }
-    plausible::parse(&text, &name.to_string())
+    Ok(text)
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     analysis::verdict::Verdict,
-    cli::{TraceArgs, prove_limit},
+    cli::{TraceArgs, limit_of},
     proof::{Limit, Prover},
     report::{escape, model::Finding},
     tracer::Snapshot,
@@ -126,7 +126,7 @@ fn prove_at_the_end(
     let found = Found { snapshot: &snapshot, sites: &sites };
     let proofs = match asked {
         Some(prover) => prover.and_then(|prover| {
-            prove(&prover, session, runtime, (args, &found, prove_limit(&args.prove_limit)))
+            prove(&prover, session, runtime, (args, &found, limit_of(&args.prove_limit, Limit::default())))
         }),
         None if suspected => prove_quickly(session, runtime, (args, &found)),
         None => return Ok(None),

@@ -69,6 +69,18 @@ pub fn read(root: &Path, pid: u32) -> io::Result<OpenFiles> {
     Ok(files)
 }
 
+/// What a descriptor of a process is: its kind, as in [`OpenFiles::kinds`], or the path of a device.
+///
+/// # Errors
+/// When it is not there any more.
+pub fn what(root: &Path, pid: u32, descriptor: u32) -> io::Result<String> {
+    let path = root.join("proc").join(pid.to_string()).join("fd").join(descriptor.to_string());
+    let target = fs::read_link(path)?;
+    let target = target.to_string_lossy();
+    let kind = kind(&target).0;
+    Ok(if kind == "device" { target.chars().take(PATH).collect() } else { kind.to_owned() })
+}
+
 /// The kind of what a descriptor leads to, and a socket's inode.
 fn kind(target: &str) -> (&str, Option<u64>) {
     if let Some(path) = target.strip_prefix('/') {

@@ -14,6 +14,8 @@ const MOST_PAGES: usize = 1 << 22;
 const CHUNK: u64 = 4_096;
 /// What a function may still write below the stack pointer (the red zone of the ABI, which the kernel does without).
 const BELOW_SP: u64 = 128;
+/// The area's memory was allocated with it (`include/linux/vmalloc.h`).
+const VM_ALLOC: u64 = 2;
 /// Where a thread's stack begins: those of sleeping threads are not larger.
 const MOST_STACK: u64 = 1 << 16;
 
@@ -24,6 +26,8 @@ pub(super) struct Area {
     pub(super) end: u64,
     /// Return address in the function that made it; 0 where nothing says so.
     pub(super) caller: u64,
+    /// Bytes of memory that vmalloc allocated for it; none of what is only mapped there.
+    pub(super) allocated: u64,
 }
 
 /// A thread.
@@ -104,10 +108,12 @@ impl Areas {
         self.described_by.insert(start, vm);
         let caller = core.word(vm + layout.caller).unwrap_or(0);
         let index = self.all.len() as u32;
-        self.all.push(Area { start, end, caller });
         let pages = core.word(vm + layout.pages).unwrap_or(0);
         // A `long` since 7.0, an `int` before.
         let count = u64::from(core.number(vm + layout.nr_pages).unwrap_or(0));
+        let is_allocated = core.word(vm + layout.flags).is_ok_and(|flags| flags & VM_ALLOC != 0);
+        let allocated = (count * memory.page_bytes).min(end - start) * u64::from(is_allocated);
+        self.all.push(Area { start, end, caller, allocated });
         if pages == 0 || count > (end - start) / memory.page_bytes {
             return;
         }
@@ -172,6 +178,17 @@ impl Areas {
         }
     }
 
+    /// All that there are.
+    pub(super) fn all(&self) -> &[Area] {
+        &self.all
+    }
+
+    /// The page frames of some areas.
+    pub(super) fn frames(&self, of: impl Fn(&Area) -> bool) -> FxHashSet<u64> {
+        let those = self.pages.iter().filter(|(_, (area, _))| of(&self.all[*area as usize]));
+        those.map(|(frame, _)| *frame).collect()
+    }
+
     /// The area that has a page frame, and the page's place in it.
     pub(super) fn of_frame(&self, frame: u64) -> Option<(Area, u64)> {
         let &(area, at) = self.pages.get(&frame)?;
@@ -195,6 +212,12 @@ impl Areas {
     /// Whether what an object says of an area is only its description.
     pub(super) fn is_description(&self, object: u64, word: u64) -> bool {
         self.notes.contains(&object) || self.descriptions.get(&object) == Some(&word)
+    }
+
+    /// Whether a word of a `vmap_area` is what is left of an area that it described before: the kernel keeps such objects in pools
+    /// (`mm/vmalloc.c`), with the pointer to a `vm_struct` that is freed.
+    pub(super) fn is_left(&self, memory: &Memory, object: u64, at: u64) -> bool {
+        memory.layout.area.is_some_and(|layout| at == layout.vm) && !self.notes.contains(&object)
     }
 
     /// The `vm_struct` of an area: who has that has the area.

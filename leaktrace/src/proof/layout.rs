@@ -92,6 +92,8 @@ pub(super) struct AreaLayout {
     /// Of `vm_struct`, and in it.
     pub(super) vm_bytes: u64,
     pub(super) address: u64,
+    /// `VM_ALLOC` and the like.
+    pub(super) flags: u64,
     pub(super) pages: u64,
     pub(super) nr_pages: u64,
     pub(super) caller: u64,
@@ -119,7 +121,10 @@ pub(super) struct TaskLayout {
     /// In `files_struct`, `fdtable` and `file`.
     pub(super) fdt: u64,
     pub(super) fd: u64,
+    /// How many descriptors the table has room for.
+    pub(super) most_files: u64,
     pub(super) private_data: u64,
+    pub(super) inode: u64,
 }
 
 /// Zones and their CPUs' lists of free pages (`include/linux/mmzone.h`).
@@ -151,6 +156,8 @@ pub(super) struct Layout {
     pub(super) rcu_pages: Option<u64>,
     /// Such an array in use.
     pub(super) rcu_array: Option<RcuArrayLayout>,
+    /// In `dentry`: what has the name, nothing if nothing has.
+    pub(super) dentry_inode: Option<u64>,
 }
 
 /// `struct kvfree_rcu_bulk_data`, a page, where it is in a list that leads back.
@@ -201,6 +208,7 @@ impl Layout {
             zone: zone(btf, &at),
             rcu_pages: at("kfree_rcu_cpu", "bkvcache"),
             rcu_array: rcu_array(&at),
+            dentry_inode: at("dentry", "d_inode"),
         })
     }
 }
@@ -257,6 +265,7 @@ fn areas(btf: &Btf, at: At<'_>) -> Option<AreaLayout> {
         vm: at("vmap_area", "vm")?,
         vm_bytes: btf.struct_size("vm_struct")?.into(),
         address: at("vm_struct", "addr")?,
+        flags: at("vm_struct", "flags")?,
         pages: at("vm_struct", "pages")?,
         nr_pages: at("vm_struct", "nr_pages")?,
         caller: at("vm_struct", "caller")?,
@@ -282,7 +291,9 @@ fn task(at: At<'_>) -> Option<TaskLayout> {
         files: at("task_struct", "files")?,
         fdt: at("files_struct", "fdt")?,
         fd: at("fdtable", "fd")?,
+        most_files: at("fdtable", "max_fds")?,
         private_data: at("file", "private_data")?,
+        inode: at("file", "f_inode")?,
     })
 }
 

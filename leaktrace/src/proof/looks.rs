@@ -129,8 +129,8 @@ impl Looks {
         let broken: u64 = self.passes.iter().map(|pass| pass.broken_lists).sum();
         if broken > 0 {
             self.notes.push(format!(
-                "{} changed while they were read: what is free there counts as holding",
-                units::plural(broken as usize, "list of free objects")
+                "{} of free objects changed while they were read: what is free there counts as holding",
+                units::plural(broken as usize, "list")
             ));
         }
     }

@@ -8,10 +8,12 @@
 //! address or of any coded kind.
 
 mod areas;
+mod files;
 mod free_pages;
 mod holders;
 mod layout;
 mod looks;
+mod marking;
 mod memmap;
 mod memory;
 mod model;
@@ -21,6 +23,7 @@ mod slabs;
 mod state;
 mod survey;
 mod targets;
+mod vmalloc;
 
 use std::{
     path::{Path, PathBuf},
@@ -41,10 +44,11 @@ use self::{
     targets::{Stands, Target, Targets},
 };
 pub use self::{
+    files::{File, Opener},
     looks::{LOOKS as MOST_LOOKS, Step},
     memory::is_offered,
     model::{Candidate, Cost, Found, Holder, Kind, Limit, Outcome, Proof},
-    survey::{Survey, Surveyed, Unreached},
+    survey::{Survey, Surveyed, Unreached, Vmalloced},
 };
 use crate::{
     analysis::{

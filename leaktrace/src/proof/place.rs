@@ -218,7 +218,7 @@ impl Scan<'_> {
         (start..start + SLAB_PAGES * self.memory.page_bytes).contains(&word)
     }
 
-    fn in_area(&self, area: Area, address: u64) -> Whose {
+    pub(super) fn in_area(&self, area: Area, address: u64) -> Whose {
         match self.areas.on_stack(self.memory, area.start, address) {
             OnStack::Unused => return Whose::Old(Old::Stack),
             // What a thread has, it has, whoever looks for its stack.

@@ -294,6 +294,11 @@ impl Scan<'_> {
             {
                 self.pass.old[object].get_or_insert(Old::Bookkeeping);
             }
+            Whose::Root(What::Object { start, ref cache, .. })
+                if cache == AREAS && self.areas.is_left(self.memory, start, address - start) =>
+            {
+                self.pass.old[object].get_or_insert(Old::Bookkeeping);
+            }
             Whose::Candidate(from, at) => {
                 if self.pass.links.edges.len() < MOST_EDGES {
                     let (to, into) = (pointed.object, pointed.offset);

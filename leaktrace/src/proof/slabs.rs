@@ -13,6 +13,9 @@ use super::{
 const MOST_NAME: usize = 64;
 /// What is known of free objects on lists of CPUs is asked again after this time.
 const FRESH: Duration = Duration::from_millis(500);
+/// The same of the slabs that CPUs allocate from: what is free there changes with each allocation, and a machine may have
+/// hundreds of CPUs to be asked for each slab.
+const FRESH_LISTS: Duration = Duration::from_millis(20);
 /// Objects that a sheaf may have (`mm/slub.c` gives 4 to 252).
 const MOST_IN_SHEAF: u64 = 1_024;
 /// Pages that a slab may have: 2 to the 10th.
@@ -54,6 +57,8 @@ pub(super) struct Slabs<'a> {
     /// Sheaves themselves: what is behind their last object is old.
     sheaves: FxHashSet<u64>,
     in_sheaves: FxHashMap<u64, (Instant, FxHashSet<u64>)>,
+    /// Of caches the slabs that CPUs allocate from, by their `struct page`, each with its first free object.
+    of_cpus: FxHashMap<u64, (Instant, Vec<(u64, u64)>)>,
     /// Free lists that could not be followed to their end.
     pub(super) broken_lists: u64,
 }
@@ -65,6 +70,7 @@ impl<'a> Slabs<'a> {
             caches: FxHashMap::default(),
             sheaves: FxHashSet::default(),
             in_sheaves: FxHashMap::default(),
+            of_cpus: FxHashMap::default(),
             broken_lists: 0,
         };
         slabs.note_sheaves();
@@ -89,18 +95,22 @@ impl<'a> Slabs<'a> {
             return None;
         }
         let mut slab = Slab { cache: cache_address, base, objects, free: FxHashSet::default() };
-        let mut contents = vec![0; (objects * cache.size / 8) as usize];
-        self.memory.core.words(base, &mut contents).ok()?;
         let mut lists = vec![first];
-        lists.extend(self.lists_of_cpus(&cache, base));
-        for list in lists {
-            if !follow(&cache, &mut slab, &contents, list) {
-                self.broken_lists += 1;
+        lists.extend(self.lists_of_cpus(cache_address, &cache, base));
+        lists.retain(|&list| list != 0);
+        // Of a full slab there is nothing to follow.
+        if !lists.is_empty() {
+            let mut contents = vec![0; (objects * cache.size / 8) as usize];
+            self.memory.core.words(base, &mut contents).ok()?;
+            for list in lists {
+                if !follow(&cache, &mut slab, &contents, list) {
+                    self.broken_lists += 1;
+                }
             }
         }
         let free = self.free_in_sheaves(cache_address, &cache);
-        let end = base + objects * cache.size;
-        slab.free.extend(free.iter().filter(|&&object| (base..end).contains(&object)));
+        let starts = (0..objects).map(|nth| base + cache.pad + nth * cache.size);
+        slab.free.extend(starts.filter(|start| free.contains(start)));
         Some(slab)
     }
 
@@ -124,19 +134,15 @@ impl<'a> Slabs<'a> {
     }
 
     /// First free objects of CPUs whose current slab this is.
-    fn lists_of_cpus(&self, cache: &Cache, base: u64) -> Vec<u64> {
-        let Some(layout) = self.memory.layout.cache.cpu else { return Vec::new() };
-        let mine = self.memory.page(self.memory.frame(base));
-        self.memory
-            .cpus
-            .iter()
-            .filter_map(|offset| {
-                let at = cache.cpu.wrapping_add(*offset);
-                let slab = self.memory.core.word(at.wrapping_add(layout.slab)).ok()?;
-                let first = self.memory.core.word(at.wrapping_add(layout.freelist)).ok()?;
-                (slab == mine && first != 0).then_some(first)
-            })
-            .collect()
+    fn lists_of_cpus(&mut self, address: u64, cache: &Cache, base: u64) -> Vec<u64> {
+        let memory = self.memory;
+        let now = Instant::now();
+        let old = |(read, _): &(Instant, _)| now - *read > FRESH_LISTS;
+        if self.of_cpus.get(&address).is_none_or(old) {
+            self.of_cpus.insert(address, (now, slabs_of_cpus(memory, cache)));
+        }
+        let mine = memory.page(memory.frame(base));
+        self.of_cpus[&address].1.iter().filter(|(slab, _)| *slab == mine).map(|&(_, first)| first).collect()
     }
 
     /// Objects of a cache that are in sheaves.
@@ -201,6 +207,17 @@ fn read_cache(memory: &Memory, address: u64) -> Option<Cache> {
         cpu: layout.cpu.and_then(|cpu| core.word(address + cpu.pointer).ok()).unwrap_or(0),
         sheaves: layout.sheaves.and_then(|sheaves| core.word(address + sheaves.pointer).ok()).unwrap_or(0),
     })
+}
+
+/// The slabs that CPUs allocate from, each with the first object that is free for that CPU.
+fn slabs_of_cpus(memory: &Memory, cache: &Cache) -> Vec<(u64, u64)> {
+    let Some(layout) = memory.layout.cache.cpu else { return Vec::new() };
+    let of_cpu = |offset: &u64| {
+        let at = cache.cpu.wrapping_add(*offset);
+        let slab = memory.core.word(at.wrapping_add(layout.slab)).ok()?;
+        Some((slab, memory.core.word(at.wrapping_add(layout.freelist)).ok()?))
+    };
+    memory.cpus.iter().filter_map(of_cpu).collect()
 }
 
 /// The sheaves of a cache: those of CPUs, and those in the nodes' barns.

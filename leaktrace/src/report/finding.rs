@@ -292,11 +292,11 @@ pub struct Object {
 
 /// JSON has no 64-bit integers that everyone reads alike.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
-fn hex<S: serde::Serializer>(address: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn hex<S: serde::Serializer>(address: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{address:#x}"))
 }
 
-fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+pub(super) fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let text = <Cow<'_, str>>::deserialize(deserializer)?;
     u64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(serde::de::Error::custom)
 }

@@ -3,12 +3,15 @@
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::model::{Report, SCHEMA};
+use super::{
+    heap::model::{self as heap, Heap},
+    model::{Report, SCHEMA},
+};
 
 /// Values that a report has at most: ten thousand findings have a third as many.
 const MOST_VALUES: usize = 6_000_000;
 /// Numbers that may be below 0.
-const SIGNED: [&str; 3] = ["net", "bytes_per_s", "score"];
+const SIGNED: [&str; 4] = ["net", "bytes_per_s", "bytes_per_h", "score"];
 /// Shares in percent and probabilities, and what they are at most; rounding may add a little.
 const SHARES: [(&str, f64); 2] = [("percent", 100.000_1), ("walk", 1.000_1)];
 /// Times of a trace in seconds: none took longer than a hundred years.
@@ -28,24 +31,50 @@ const LONGEST_S: f64 = 100.0 * 366.0 * 86_400.0;
 /// No amount is larger than the address space, and no count.
 const LARGEST: f64 = 18_446_744_073_709_551_616.0;
 
+/// What was saved: a report of a trace, or a look at the heap.
+pub enum Saved {
+    /// As leaktrace.report/1.
+    Report(Box<Report>),
+    /// As leaktrace.heap/1.
+    Heap(Box<Heap>),
+}
+
 /// Reads a report of this version, whose numbers can be; `name` is what errors call it.
 ///
 /// # Errors
 /// When the text is none, or names the first field whose number cannot be.
 pub fn parse(text: &[u8], name: &str) -> Result<Report> {
+    match parse_any(text, name)? {
+        Saved::Report(report) => Ok(*report),
+        Saved::Heap(_) => bail!("{name} is a look at the heap, and no report of a trace"),
+    }
+}
+
+/// The same, but it may be a look at the heap, too.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_any(text: &[u8], name: &str) -> Result<Saved> {
     // Each takes some ten times its text as a value.
     if text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count() > MOST_VALUES {
         bail!("{name} has too many values for a report");
     }
     let value: Value =
         serde_json::from_slice(text).with_context(|| format!("{name} is no report: it is no JSON"))?;
-    match value["schema"].as_str() {
-        Some(SCHEMA) => {}
+    let schema = value["schema"].as_str();
+    match schema {
+        Some(SCHEMA | heap::SCHEMA) => {}
         Some(other) => bail!("{name} has the schema {other}, not {SCHEMA}"),
         None => bail!("{name} is no report: make one with `leaktrace --format json --output FILE`"),
     }
+    let is_heap = schema == Some(heap::SCHEMA);
     said(check(&value), name)?;
-    serde_json::from_value(value).with_context(|| format!("{name} is no whole report"))
+    let whole = || format!("{name} is no whole report");
+    Ok(if is_heap {
+        Saved::Heap(Box::new(serde_json::from_value(value).with_context(whole)?))
+    } else {
+        Saved::Report(Box::new(serde_json::from_value(value).with_context(whole)?))
+    })
 }
 
 /// The same of what was read from elsewhere and put into a report.

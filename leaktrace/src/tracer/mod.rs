@@ -322,6 +322,16 @@ impl Tracer {
         objects::visit(self, snapshot, with)
     }
 
+    /// Calls `with` for the address of each object that was allocated, or given to `kfree_rcu`, since tracing began, and that
+    /// the sample has.
+    ///
+    /// # Errors
+    /// When the kernel refuses a look.
+    pub fn each_address(&self, with: impl FnMut(u64)) -> Result<()> {
+        scan::each_address(&self.live, &self.overflowed()?, with);
+        Ok(())
+    }
+
     /// Whether survivors can be looked at in memory, or why not.
     ///
     /// # Errors

@@ -290,6 +290,11 @@ pub fn each(
     });
 }
 
+/// Calls `with` for the address of everything that is noted: what lives, and what was given to `kfree_rcu`.
+pub fn each_address(table: &MappedArray<Bucket>, overflow: &[(u64, Payload)], mut with: impl FnMut(u64)) {
+    visit(table, overflow, |key, _| with(decode_address(key)));
+}
+
 /// At most `limit` objects of those that are wanted: of each its address and site.
 pub fn some_objects(
     table: &MappedArray<Bucket>,

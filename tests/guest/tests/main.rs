@@ -4,6 +4,7 @@ mod accounts;
 mod churn;
 mod heap;
 mod kmemleak;
+mod load;
 mod module;
 mod package;
 mod paths;
@@ -41,12 +42,14 @@ impl Test {
 
 /// In this order: the first four count what is leaked, by whomever, and remove the driver in the end, for the next one
 /// to see it loaded; the last one locks the kernel's memory, for good.
-const TESTS: [Test; 18] = [
+const TESTS: [Test; 20] = [
     Test::new("kmemleak's word", kmemleak::test),
     Test::new("triage of a driver that leaks", triage::test),
     Test::new("the kernel's own accounts", accounts::test),
     Test::new("what nothing points to, and what holds the rest", prove::test),
+    Test::new("nothing is lost under load", heap::busy),
     Test::new("what was lost before anybody looked", heap::test),
+    Test::new("who has what is held open", heap::holders),
     Test::new("every path, by fentry", || paths::test(paths::Hooked::Fentry)),
     Test::new("every path, by kprobes", || paths::test(paths::Hooked::Kprobe)),
     Test::new("every path, without either", || paths::test(paths::Hooked::Not)),

@@ -9,6 +9,8 @@ const TRIAGE: &str = "triage of a driver";
 const ACCOUNTS: &str = "the kernel's own accounts";
 const PROOF: &str = "what nothing points to";
 const HEAP: &str = "what was lost before";
+const BUSY: &str = "nothing is lost under load";
+const HELD_OPEN: &str = "who has what is held open";
 const BY_FENTRY: &str = "every path, by fentry";
 const BY_KPROBES: &str = "every path, by kprobes";
 const BY_NEITHER: &str = "every path, without either";
@@ -57,8 +59,8 @@ const NOTED: Planned = special("noted", "slub_debug=U", &[], &[ACCOUNTS]);
 const FOUR_LEVELS: Planned = special("four-levels", "no5lvl", &[], &[PROOF, LOCKED_DOWN]);
 const SYSTEM: Planned = special("system", "", &[Extra::System], &[PACKAGE]);
 /// What was lost before is told of a kernel on which nothing else has leaked anything.
-const fn heap(kernel: &'static str) -> Planned {
-    Planned { kernel, what: "heap", boot: "", with: &[], tests: &[HEAP] }
+const fn heap(kernel: &'static str, tests: &'static [&'static str]) -> Planned {
+    Planned { kernel, what: "heap", boot: "", with: &[], tests }
 }
 const SITES: Planned = special("sites", "", &[Extra::ManySites], &[MANY_SITES]);
 
@@ -68,27 +70,11 @@ const QUICK: &[Planned] =
 /// The slowest first: two run at a time. The tables of paths by kprobes and by neither are those of an old kernel, a new one
 /// and another architecture.
 const DEFAULT: &[Planned] = &[
-    plain(
-        "6.12-arm64",
-        &[],
-        &[PROOF, BY_FENTRY, BY_KPROBES, BY_NEITHER, STORM, LEAK, MODULE, COME_AND_GO],
-    ),
+    plain("6.12-arm64", &[], &[PROOF, BY_FENTRY, BY_KPROBES, BY_NEITHER, STORM, LEAK, MODULE, COME_AND_GO]),
     plain(
         "7.2-kmemleak",
         &[],
-        &[
-            KMEMLEAK,
-            ACCOUNTS,
-            PROOF,
-            HEAP,
-            BY_FENTRY,
-            BY_KPROBES,
-            BY_NEITHER,
-            STORM,
-            LEAK,
-            MODULE,
-            COME_AND_GO,
-        ],
+        &[KMEMLEAK, ACCOUNTS, PROOF, BY_FENTRY, BY_KPROBES, BY_NEITHER, STORM, LEAK, MODULE, COME_AND_GO],
     ),
     plain(
         "6.1",
@@ -98,29 +84,17 @@ const DEFAULT: &[Planned] = &[
     plain(
         "6.12",
         &[Extra::Peer],
-        &[
-            KMEMLEAK,
-            TRIAGE,
-            PROOF,
-            HEAP,
-            BY_FENTRY,
-            PEER,
-            STORM,
-            DISTURBED,
-            MODULE,
-            COME_AND_GO,
-            OUT_OF_MEMORY,
-        ],
+        &[KMEMLEAK, TRIAGE, PROOF, BY_FENTRY, PEER, STORM, DISTURBED, MODULE, COME_AND_GO, OUT_OF_MEMORY],
     ),
     plain("6.12-kmemleak", &[], &[KMEMLEAK, ACCOUNTS, PROOF, BY_FENTRY, STORM, LEAK, MODULE]),
     SYSTEM,
     FOUR_LEVELS,
     SITES,
     NOTED,
-    heap("6.12"),
-    heap("6.1"),
-    heap("7.2-kmemleak"),
-    heap("6.12-arm64"),
+    heap("6.12", &[HEAP, BUSY, HELD_OPEN]),
+    heap("6.1", &[HEAP, BUSY]),
+    heap("7.2-kmemleak", &[HEAP, BUSY]),
+    heap("6.12-arm64", &[HEAP, BUSY]),
 ];
 
 /// All that a guest can do; the peer, which is not built for every architecture, comes last.
@@ -152,10 +126,10 @@ const ALL: &[Planned] = &[
     FOUR_LEVELS,
     SITES,
     NOTED,
-    heap("6.12"),
-    heap("6.1"),
-    heap("7.2-kmemleak"),
-    heap("6.12-arm64"),
+    heap("6.12", &[HEAP, BUSY, HELD_OPEN]),
+    heap("6.1", &[HEAP, BUSY]),
+    heap("7.2-kmemleak", &[HEAP, BUSY]),
+    heap("6.12-arm64", &[HEAP, BUSY]),
 ];
 
 /// The guests of a tier, the slowest first.

@@ -8,6 +8,8 @@ use crate::units;
 /// Share of all memory from which a class is spoken of; of the kernel's own, and of what is nobody's.
 const SHARE: f64 = 0.10;
 pub(super) const KERNEL_SHARE: f64 = 0.05;
+/// Slab that the kernel does not take back is told before what grows from here on: it has leaked already.
+const FIRST_SHARE: f64 = 0.2;
 /// The page cache is spoken of from here on, so that nobody worries.
 const CACHE_SHARE: f64 = 0.5;
 /// Diagnoses of this kind at most.
@@ -162,8 +164,21 @@ fn slab(seen: &Observation, class: Class, size: &str) -> Parts {
         if wanted { " The kernel shrinks it when memory is short." } else { "" }
     );
     let owner = seen.nature(name).owner.map(|owner| owner.module);
-    let next = vec![format!("sudo leaktrace --cache '{name}' --duration 60")];
+    let next = vec![
+        heap_of(name),
+        format!("sudo leaktrace --cache '{name}' --duration 60   (shows what is allocated from now on)"),
+    ];
     (kind, Culprit { cache: Some(name.clone()), module: owner, ..Culprit::default() }, text, next)
+}
+
+/// The command that looks at a cache as it is.
+pub(super) fn heap_of(cache: &str) -> String {
+    format!("sudo leaktrace heap --cache '{cache}'   (what of it is lost, and who holds the rest)")
+}
+
+/// Whether a cache has so much that it is told first, whatever grows meanwhile.
+pub(super) fn is_told_first(seen: &Observation, diagnosis: &Diagnosis) -> bool {
+    diagnosis.kind == Kind::Slab && diagnosis.bytes >= seen.last().total_kb as f64 * 1_024.0 * FIRST_SHARE
 }
 
 fn kind(class: Class) -> Kind {
@@ -248,4 +263,90 @@ pub(super) fn nothing(seen: &Observation) -> Diagnosis {
     };
     let next = vec!["leaktrace triage --duration 10m   (slow leaks take longer to be seen)".into()];
     Diagnosis::new(Kind::Nothing, Culprit::default(), text, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        analysis::triage::{
+            diagnose,
+            tests::{growing, name, observation, process},
+        },
+        proc::{cgroups::Group, slab::SlabCache},
+    };
+
+    #[test]
+    fn what_has_much_is_told_though_it_does_not_grow() {
+        let level = |class, _| match class {
+            Class::Anonymous => 9 << 20,
+            Class::SlabUnreclaimable => 1 << 20,
+            Class::Unaccounted => 2 << 20,
+            _ => 0,
+        };
+        let mut seen = observation(level, |look, _| {
+            look.processes = vec![process(5, 8 << 20), process(6, 1 << 20)];
+            let pages = SlabCache {
+                active_objects: 1,
+                total_objects: 1,
+                object_size: 64,
+                objects_per_slab: 64,
+                pages: 200_000,
+            };
+            look.caches = Some(BTreeMap::from([("kmalloc-64".to_owned(), pages)]));
+            look.groups.groups = vec![Group {
+                path: "/web".into(),
+                used_kb: 1_000,
+                limit_kb: Some(1_024),
+                anon_kb: 900,
+                oom_kills: 2,
+                ..Group::default()
+            }];
+        });
+        name(&mut seen, 5, "java");
+        let found = diagnose(&seen);
+        let kinds: Vec<_> = found.iter().map(|diagnosis| diagnosis.kind).collect();
+        assert_eq!(kinds, [Kind::CgroupLimit, Kind::ProcessMemory, Kind::Unaccounted, Kind::Slab]);
+        assert!(found.iter().all(|diagnosis| !diagnosis.grows));
+        assert_eq!(found[1].culprit.pid, Some(5));
+        assert!(found[1].text.contains("java has 8.0 GiB of it"), "{}", found[1].text);
+        assert!(found[0].text.contains("killed in it for that 2 times"), "{}", found[0].text);
+        // One look is enough for that.
+        seen.looks.truncate(1);
+        assert_eq!(diagnose(&seen).len(), found.len());
+    }
+
+    /// What has leaked is told before what grows a little meanwhile, but not before slab that grows.
+    #[test]
+    fn slab_that_has_leaked_is_told_first() {
+        let look = |slab_kb: i64, slab_grows_kb: i64| {
+            let level = move |class, time| match class {
+                Class::Anonymous => 1_024 + growing(50 << 10, time),
+                Class::SlabUnreclaimable => slab_kb + growing(slab_grows_kb, time),
+                _ => 0,
+            };
+            let seen = observation(level, |look, time| {
+                look.processes = vec![process(5, 1_024 + growing(50 << 10, time))];
+                let objects = (slab_kb + growing(slab_grows_kb, time)) as u64 * 16;
+                let cache = SlabCache {
+                    active_objects: objects,
+                    total_objects: objects,
+                    object_size: 64,
+                    objects_per_slab: 64,
+                    pages: objects / 64,
+                };
+                look.caches = Some(BTreeMap::from([("kmalloc-64".to_owned(), cache)]));
+            });
+            diagnose(&seen).into_iter().map(|found| (found.kind, found.grows, found.next)).collect::<Vec<_>>()
+        };
+        // A quarter of 16 GiB; an eighth.
+        let found = look(4 << 20, 0);
+        assert_eq!((found[0].0, found[0].1, found[1].0), (Kind::Slab, false, Kind::ProcessMemory));
+        assert!(found[0].2[0].starts_with("sudo leaktrace heap --cache 'kmalloc-64'"), "{:?}", found[0].2);
+        let kinds: Vec<_> = look(2 << 20, 0).iter().map(|found| found.0).collect();
+        assert_eq!(kinds, [Kind::ProcessMemory, Kind::Slab]);
+        let found = look(4 << 20, 100 << 10);
+        assert_eq!((found[0].0, found[0].1), (Kind::Slab, true));
+        assert!(found[0].2.iter().any(|next| next.starts_with("sudo leaktrace heap")), "{:?}", found[0].2);
+    }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::{
     Culprit, Diagnosis, Kind, Observation, Ranked, allocates_stacks, caches,
     growing::{FLOOR_KB, how, rank},
+    holding::{KERNEL_SHARE, heap_of},
     ledger::Class,
     trend::Trend,
 };
@@ -80,7 +81,7 @@ fn cache(seen: &Observation, name: &str, trend: &Trend) -> Ranked {
     };
     let trace = format!("sudo leaktrace --cache '{name}' --duration 60");
     let module = nature.owner.map(|owner| owner.module);
-    let next = match &module {
+    let mut next = match &module {
         _ if reclaimable => vec![
             "sync; echo 2 > /proc/sys/vm/drop_caches   (as root) shows how much of it can go".into(),
             format!("{trace} --shake"),
@@ -88,6 +89,9 @@ fn cache(seen: &Observation, name: &str, trend: &Trend) -> Ranked {
         Some(module) => vec![format!("sudo leaktrace --module {module} --duration 60"), trace],
         None => vec![trace],
     };
+    if trend.after >= seen.last().total_kb as f64 * KERNEL_SHARE {
+        next.push(heap_of(name));
+    }
     let culprit = Culprit { cache: Some(name.into()), module, ..Culprit::default() };
     let kind = if reclaimable { Kind::SlabReclaimable } else { Kind::Slab };
     (rank(reclaimable, trend.change()), Diagnosis::new(kind, culprit, text, next).grown(trend))

@@ -336,7 +336,11 @@ pub fn diagnose(seen: &Observation) -> Vec<Diagnosis> {
     growing::put_steps_below(&mut growing);
     growing.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut all: Vec<Diagnosis> = growing.into_iter().map(|(_, diagnosis)| diagnosis).collect();
-    let holding = holding::all(seen, &all);
+    let (first, holding): (Vec<_>, Vec<_>) =
+        holding::all(seen, &all).into_iter().partition(|diagnosis| holding::is_told_first(seen, diagnosis));
+    // Slab that grows, too, says more.
+    let at = usize::from(all.first().is_some_and(|grows| grows.kind == Kind::Slab));
+    all.splice(at..at, first);
     all.extend(holding);
     if all.is_empty() {
         all.push(holding::nothing(seen));

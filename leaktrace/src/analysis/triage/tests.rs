@@ -1,13 +1,16 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::proc::{cgroups::Group, kin::Maps, vmallocinfo::Areas};
+use crate::proc::{kin::Maps, vmallocinfo::Areas};
 
 /// Kilobytes of the machine of these tests: 16 GiB.
 const TOTAL: i64 = 16 << 20;
 
 /// Eleven looks, a second apart; `level` tells what each class has at a time from 0 to 1.
-fn observation(level: impl Fn(Class, f64) -> i64, mut more: impl FnMut(&mut Look, f64)) -> Observation {
+pub(super) fn observation(
+    level: impl Fn(Class, f64) -> i64,
+    mut more: impl FnMut(&mut Look, f64),
+) -> Observation {
     let looks = (0..11).map(|second| {
         let time = f64::from(second) / 10.0;
         let classes = [
@@ -40,15 +43,15 @@ fn observation(level: impl Fn(Class, f64) -> i64, mut more: impl FnMut(&mut Look
 }
 
 /// Something that grows by so many kB all the time.
-fn growing(by: i64, time: f64) -> i64 {
+pub(super) fn growing(by: i64, time: f64) -> i64 {
     (by as f64 * time) as i64
 }
 
-fn name(seen: &mut Observation, pid: u32, comm: &str) {
+pub(super) fn name(seen: &mut Observation, pid: u32, comm: &str) {
     seen.names.insert(pid, Identity { comm: comm.into(), state: 'S', ..Identity::default() });
 }
 
-fn process(pid: u32, anon_kb: i64) -> Process {
+pub(super) fn process(pid: u32, anon_kb: i64) -> Process {
     Process { pid, anon_kb: anon_kb as u32, threads: 1, fds: Some(10), ..Process::default() }
 }
 
@@ -231,46 +234,6 @@ fn a_tmpfs_is_named_and_other_shared_memory_told() {
     assert_eq!((diagnose(&mapped)[0].kind, diagnose(&mapped)[0].culprit.pid), (Kind::SharedMemory, Some(9)));
     let nobodys = observation(level, |_, _| {});
     assert!(diagnose(&nobodys)[0].text.contains("mapped by no process"));
-}
-
-#[test]
-fn what_has_much_is_told_though_it_does_not_grow() {
-    let level = |class, _| match class {
-        Class::Anonymous => 9 << 20,
-        Class::SlabUnreclaimable => 1 << 20,
-        Class::Unaccounted => 2 << 20,
-        _ => 0,
-    };
-    let mut seen = observation(level, |look, _| {
-        look.processes = vec![process(5, 8 << 20), process(6, 1 << 20)];
-        let pages = SlabCache {
-            active_objects: 1,
-            total_objects: 1,
-            object_size: 64,
-            objects_per_slab: 64,
-            pages: 200_000,
-        };
-        look.caches = Some(BTreeMap::from([("kmalloc-64".to_owned(), pages)]));
-        look.groups.groups = vec![Group {
-            path: "/web".into(),
-            used_kb: 1_000,
-            limit_kb: Some(1_024),
-            anon_kb: 900,
-            oom_kills: 2,
-            ..Group::default()
-        }];
-    });
-    name(&mut seen, 5, "java");
-    let found = diagnose(&seen);
-    let kinds: Vec<_> = found.iter().map(|diagnosis| diagnosis.kind).collect();
-    assert_eq!(kinds, [Kind::CgroupLimit, Kind::ProcessMemory, Kind::Unaccounted, Kind::Slab]);
-    assert!(found.iter().all(|diagnosis| !diagnosis.grows));
-    assert_eq!(found[1].culprit.pid, Some(5));
-    assert!(found[1].text.contains("java has 8.0 GiB of it"), "{}", found[1].text);
-    assert!(found[0].text.contains("killed in it for that 2 times"), "{}", found[0].text);
-    // One look is enough for that.
-    seen.looks.truncate(1);
-    assert_eq!(diagnose(&seen).len(), found.len());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
+use super::files::Files;
 use crate::{
     analysis::objects::{From, Object},
     kernel::symbols::Symbols,
@@ -11,6 +12,8 @@ use crate::{
     report::heap::model::{Holder, Holding},
 };
 
+/// The cache of names in directories.
+const DENTRY: &str = "dentry";
 /// Objects of a cache whose holders are asked for.
 const SAMPLED: u64 = 256;
 /// Holders that are kept of one cache.
@@ -18,30 +21,52 @@ const MOST_HOLDERS: usize = 20;
 /// Steps back that are taken for one cache, and those that have names.
 const MOST_STEPS: usize = 5_000_000;
 const NAMED_STEPS: usize = 4;
+/// Steps of one chain whose place in the holder is read from memory.
+const READ_STEPS: usize = 64;
 /// Of objects that hang on one another, one in so many is remembered with what all of them hang on.
 const REMEMBERED: u64 = 64;
 
 /// What an object hangs on: whether on others of its kind first, and then on what.
 type Chain = (bool, Vec<String>);
 
-/// Asks for the holders of some objects of a cache.
-pub(super) fn of(prover: &Prover, survey: &Survey, symbols: &Symbols, cache: u16) -> Holding {
+/// Asks for the holders of some objects of caches; `files` says what hangs on open files.
+pub(super) fn of(
+    (prover, survey, symbols): (&Prover, &Survey, &Symbols),
+    caches: &[u16],
+    files: &Files,
+) -> Vec<Holding> {
+    caches.iter().map(|&cache| of_cache((prover, survey, symbols), cache, files)).collect()
+}
+
+fn of_cache((prover, survey, symbols): (&Prover, &Survey, &Symbols), cache: u16, files: &Files) -> Holding {
     let known = &survey.caches[usize::from(cache)];
-    let mut walk = Walk { prover, survey, symbols, left: MOST_STEPS, known: FxHashMap::default() };
+    let mut walk = Walk {
+        prover,
+        survey,
+        symbols,
+        left: MOST_STEPS,
+        known: FxHashMap::default(),
+        ends: FxHashMap::default(),
+    };
     let stride = (known.objects / SAMPLED).max(1) as usize;
-    let mut chains: BTreeMap<Chain, u64> = BTreeMap::new();
+    let mut held: BTreeMap<By, u64> = BTreeMap::new();
     let mut sampled = 0;
     for address in survey.objects.reached(cache).step_by(stride).take(SAMPLED as usize) {
         let Some(object) = survey.objects.at(address) else { continue };
         sampled += 1;
-        if let Some(chain) = walk.chain(object, cache) {
-            *chains.entry(chain).or_default() += 1;
+        let is_negative = known.name == DENTRY && prover.is_negative(address) == Some(true);
+        let by = if is_negative {
+            Some(By::Nobody)
+        } else if let Some(file) = files.of(object) {
+            Some(By::File(file.pid, file.comm.clone(), file.what.clone()))
+        } else {
+            walk.chain(object, cache).map(|(on_each_other, chain)| By::Chain(on_each_other, chain))
+        };
+        if let Some(by) = by {
+            *held.entry(by).or_default() += 1;
         }
     }
-    let mut holders: Vec<Holder> = chains
-        .into_iter()
-        .map(|((on_each_other, chain), objects)| Holder { objects, on_each_other, chain })
-        .collect();
+    let mut holders: Vec<Holder> = held.into_iter().map(|(by, objects)| by.told(objects)).collect();
     holders.sort_by_key(|holder| std::cmp::Reverse(holder.objects));
     holders.truncate(MOST_HOLDERS);
     Holding {
@@ -53,6 +78,36 @@ pub(super) fn of(prover: &Prover, survey: &Survey, symbols: &Symbols, cache: u16
     }
 }
 
+/// Who holds an object.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum By {
+    /// An open file: the process, its name, and what the file is.
+    File(u32, String, String),
+    /// Something in the kernel: whether others of its kind first, and then what.
+    Chain(bool, Vec<String>),
+    /// Nobody: it is a name of nothing, which the kernel keeps.
+    Nobody,
+}
+
+impl By {
+    fn told(self, objects: u64) -> Holder {
+        match self {
+            Self::File(pid, comm, what) => Holder {
+                objects,
+                by: "file".to_owned(),
+                on_each_other: false,
+                chain: vec![what],
+                pid: Some(pid),
+                comm: Some(comm),
+            },
+            Self::Chain(on_each_other, chain) => {
+                Holder { objects, by: "chain".to_owned(), on_each_other, chain, ..Holder::default() }
+            }
+            Self::Nobody => Holder { objects, by: "negative".to_owned(), ..Holder::default() },
+        }
+    }
+}
+
 struct Walk<'a> {
     prover: &'a Prover,
     survey: &'a Survey,
@@ -60,6 +115,8 @@ struct Walk<'a> {
     left: usize,
     /// What objects hang on that were passed, by their addresses.
     known: FxHashMap<u64, Vec<String>>,
+    /// What others in long chains hang on in the end.
+    ends: FxHashMap<u64, String>,
 }
 
 impl Walk<'_> {
@@ -74,7 +131,7 @@ impl Walk<'_> {
             if let Some(known) = self.known.get(&address) {
                 break known.clone();
             }
-            if (address / 8).is_multiple_of(REMEMBERED) {
+            if self.is_remembered(at) {
                 passed.push(address);
             }
             match self.survey.objects.from_where(at)? {
@@ -91,23 +148,34 @@ impl Walk<'_> {
 
     /// What holds an object that no other of its kind holds, and what that.
     fn beyond(&mut self, object: Object) -> Option<Vec<String>> {
-        let (mut at, mut chain) = (object, Vec::<String>::new());
-        loop {
+        let (mut at, mut chain, mut hops, mut passed) = (object, Vec::<String>::new(), 0, Vec::new());
+        let end = loop {
             self.left = self.left.checked_sub(1)?;
-            match self.survey.objects.from_where(at)? {
-                From::Object(next) => {
-                    let step = self.step(next, at);
-                    if chain.len() < NAMED_STEPS && chain.last() != Some(&step) {
-                        chain.push(step);
-                    }
-                    at = next;
+            let next = match self.survey.objects.from_where(at)? {
+                From::Object(next) => next,
+                From::Outside(place) => break self.outside(place),
+            };
+            // Where in an object the next one hangs is read from memory: that is done for the first ones only.
+            if hops < READ_STEPS && chain.len() < NAMED_STEPS {
+                let step = self.step(next, at);
+                if chain.last() != Some(&step) {
+                    chain.push(step);
                 }
-                From::Outside(place) => {
-                    chain.push(self.outside(place));
-                    return Some(chain);
-                }
+            } else if let Some(end) = self.ends.get(&self.address(next)) {
+                break end.clone();
+            } else if self.is_remembered(next) {
+                passed.push(self.address(next));
             }
-        }
+            hops += 1;
+            at = next;
+        };
+        self.ends.extend(passed.into_iter().map(|address| (address, end.clone())));
+        chain.push(end);
+        Some(chain)
+    }
+
+    fn is_remembered(&self, object: Object) -> bool {
+        (self.address(object) / 8).is_multiple_of(REMEMBERED)
     }
 
     fn cache(&self, object: Object) -> u16 {

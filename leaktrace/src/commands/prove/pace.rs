@@ -11,6 +11,9 @@ const LEAST_SHARE: f64 = 0.25;
 /// Time that is kept for what comes after the looks, as a share of the limit.
 const SPARE: f64 = 0.1;
 
+/// The lowest priority that there is.
+const NICEST: i32 = 19;
+
 /// Rests between parts of a look.
 pub(in crate::commands) struct Pace {
     share: f64,
@@ -46,7 +49,13 @@ impl Pace {
             units::bytes(done as f64),
             units::bytes(expected as f64)
         ));
-        rest(self.share, worked, self.busy, (done, expected), self.limit.saturating_sub(self.begun.elapsed()))
+        let left = self.limit.saturating_sub(self.begun.elapsed());
+        let needed = needed(self.busy, (done, expected), left);
+        // Behind all others nothing is done where they have all CPUs.
+        if needed >= 1.0 {
+            set_priority(0);
+        }
+        worked.mul_f64(1.0 / self.share.max(needed).min(1.0) - 1.0)
     }
 
     /// Goes on after a rest.
@@ -60,30 +69,27 @@ impl Pace {
     }
 }
 
-/// The rest after `worked`, which leaves `left` enough for what is still to be read at the speed so far.
-fn rest(
-    share: f64,
-    worked: Duration,
-    busy: Duration,
-    (done, expected): (u64, u64),
-    left: Duration,
-) -> Duration {
+/// The share of one core that is needed for what is still to be read, at the speed so far, in the time that is `left`.
+fn needed(busy: Duration, (done, expected): (u64, u64), left: Duration) -> f64 {
     let per_byte = busy.as_secs_f64() / done.max(1) as f64;
     let needed = per_byte * expected.saturating_sub(done) as f64;
     let left = left.as_secs_f64() * (1.0 - SPARE);
-    let share = share.max(if left > 0.0 { needed / left } else { 1.0 }).min(1.0);
-    worked.mul_f64(1.0 / share - 1.0)
+    if left > 0.0 { needed / left } else { 1.0 }
 }
 
-/// Does something with the lowest priority.
+/// How nice this thread is to others: 19 is the nicest.
+fn set_priority(nice: i32) {
+    // SAFETY: this has integers only. Priorities are the calling thread's. Where it is refused, it stays as polite as it was.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+}
+
+/// Does something with the lowest priority, as long as there is time for that.
 pub(in crate::commands) fn politely<T>(work: impl FnOnce() -> T) -> T {
-    // SAFETY: these calls have integers only. Priorities are the calling thread's.
+    // SAFETY: this has integers only.
     let before = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    // SAFETY: as above.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+    set_priority(NICEST);
     let done = work();
-    // SAFETY: as above. Where it is refused, the rest of the run is polite, too.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, before) };
+    set_priority(before);
     done
 }
 
@@ -92,15 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rests_as_long_as_there_is_time() {
-        let second = Duration::from_secs(1);
-        let minute = Duration::from_mins(1);
-        // A quarter of a core: three times as long as it worked.
-        assert_eq!(rest(0.25, second, second, (100, 200), minute), second * 3);
-        // 40 s of work in 54 s: only a third of a rest.
-        assert!(rest(0.25, second, second, (10, 410), minute) < second / 2);
-        // No time left.
-        assert_eq!(rest(0.25, second, second, (10, 400), Duration::ZERO), Duration::ZERO);
-        assert_eq!(rest(1.0, second, second, (100, 200), minute), Duration::ZERO);
+    fn needs_more_the_less_time_is_left() {
+        let of = |done: u64, expected: u64, left: u64| {
+            needed(Duration::from_secs(1), (done, expected), Duration::from_secs(left))
+        };
+        let is = |value: f64, expected: f64| assert!((value - expected).abs() < 1e-9, "{value} {expected}");
+        is(of(100, 200, 60), 1.0 / 54.0);
+        is(of(10, 410, 60), 40.0 / 54.0);
+        is(of(10, 3_910, 60), 390.0 / 54.0);
+        is(of(10, 400, 0), 1.0);
     }
 }

@@ -9,14 +9,14 @@ use tokio::time::Instant as Deadline;
 use super::{Pace, kind, makes_tables, open, pace, report, summary, word};
 use crate::{
     analysis::{steps, verdict::Proven},
-    cli::{ProveArgs, prove_limit},
+    cli::{ProveArgs, limit_of},
     commands::{assemble::steps::after_leak, output::Output, probe, saved, stop::Stop},
     kernel::{
         machine::{Machine, boot_id},
         privilege,
         symbols::Symbols,
     },
-    proof::Candidate,
+    proof::{Candidate, Limit},
     report::{headline, model::Report},
 };
 
@@ -45,7 +45,7 @@ pub(in crate::commands) fn run(args: &ProveArgs) -> Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let _guard = runtime.enter();
     let stop = Stop::new().context("cannot catch signals")?;
-    let limit = prove_limit(&args.prove_limit);
+    let limit = limit_of(&args.prove_limit, Limit::default());
     let mut pace = Pace::new(args.overhead / 100.0, Machine::current()?.online_cpus, limit.time, args.quiet);
     let mut go_on = |done: u64, expected: u64| {
         let until = Deadline::now() + pace.rest(done, expected);

@@ -143,7 +143,7 @@ fn in_full(out: &mut String, finding: &Finding) -> fmt::Result {
 }
 
 /// Text that means itself.
-fn plain(text: &str) -> String {
+pub(in crate::report) fn plain(text: &str) -> String {
     let mut out = String::new();
     for c in escape(text).chars() {
         // A module's brackets are no link; with a bracket of the other kind behind them they would be.
@@ -157,7 +157,7 @@ fn plain(text: &str) -> String {
 }
 
 /// Text as code, which in a table's cell may have no bar.
-fn code(text: &str) -> String {
+pub(in crate::report) fn code(text: &str) -> String {
     format!("`{}`", escape(text).replace('`', "'").replace('|', "\\|"))
 }
 

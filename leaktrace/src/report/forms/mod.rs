@@ -12,6 +12,10 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
+pub(in crate::report) use self::{
+    markdown::{code, plain},
+    sheet::cell,
+};
 use super::{
     model::Report,
     text::{self, Style},

@@ -71,7 +71,7 @@ pub(super) fn render(report: &Report) -> Result<Vec<u8>> {
 }
 
 /// Text that is none of a spreadsheet's formulas.
-fn cell(text: &str) -> String {
+pub(in crate::report) fn cell(text: &str) -> String {
     let text = escape(text);
     if text.starts_with(['=', '+', '-', '@']) { format!("'{text}") } else { text.into_owned() }
 }

@@ -1,4 +1,6 @@
-//! A look at the heap: what is lost, and who holds the rest.
+//! A look at the heap: what is lost, who holds the rest, and what grew since an earlier look.
 
+pub mod difference;
+pub mod forms;
 pub mod model;
 pub mod text;

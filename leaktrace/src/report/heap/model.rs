@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::report::reach::ReachSide;
+use crate::report::{
+    finding::{from_hex, hex},
+    reach::ReachSide,
+};
 
 /// Name and version of the schema.
 pub const SCHEMA: &str = "leaktrace.heap/1";
@@ -18,6 +21,8 @@ pub struct Heap {
     pub kernel: String,
     /// Machine architecture.
     pub architecture: String,
+    /// What this boot of the kernel is called by it.
+    pub boot: String,
     /// When it was looked, in RFC 3339.
     pub taken: String,
     /// What was looked at.
@@ -30,6 +35,10 @@ pub struct Heap {
     pub known: Vec<Known>,
     /// Who holds the caches that take the most.
     pub holders: Vec<Holding>,
+    /// All caches that have objects, and vmalloc by who allocated, the most bytes first.
+    pub caches: Vec<Cache>,
+    /// What grew since an earlier look, where there was one.
+    pub grown: Option<Grown>,
     /// What could not be looked at or told apart.
     pub notes: Vec<String>,
 }
@@ -43,10 +52,12 @@ pub struct Scanned {
     pub seconds: f64,
     /// Bytes per second that /proc/kcore gave, compared with nothing.
     pub kcore_bytes_per_s: f64,
-    /// Allocated objects.
+    /// Allocated objects of slab.
     pub objects: u64,
     /// Their bytes.
     pub slab_bytes: u64,
+    /// Areas of vmalloc.
+    pub areas: u64,
     /// Caches.
     pub caches: usize,
     /// Bytes of our own that were needed to note them.
@@ -79,9 +90,12 @@ pub struct Amount {
 pub struct Group {
     /// Always `lost`.
     pub verdict: String,
-    /// The slab cache.
+    /// The slab cache, or `vmalloc`.
     pub cache: String,
-    /// The module whose functions or variables are in them, or in what they were lost with.
+    /// Of vmalloc the function that allocated them.
+    pub caller: Option<String>,
+    /// The module that allocated them, where that is known; else whose functions or variables are in them, or in what they
+    /// were lost with.
     pub module: Option<String>,
     /// Objects.
     pub objects: u64,
@@ -89,6 +103,8 @@ pub struct Group {
     pub bytes: u64,
     /// What is in them.
     pub content: Vec<Sign>,
+    /// Who allocated them or others of their cache, where that was noted at the time, the most objects first.
+    pub allocated_by: Vec<Maker>,
     /// How memory was asked.
     pub proof: ReachSide,
     /// Some of them.
@@ -110,10 +126,22 @@ pub struct Sign {
     pub share: f64,
 }
 
+/// Who allocated.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Maker {
+    /// The function, with its module.
+    pub place: String,
+    /// Objects.
+    pub objects: u64,
+    /// Who says so: `report`, which knows these objects, or `alloc_traces`, which has all objects of the cache.
+    pub by: String,
+}
+
 /// An object.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Object {
     /// Its address.
+    #[serde(serialize_with = "hex", deserialize_with = "from_hex")]
     pub address: u64,
     /// Bytes that it takes.
     pub size: u64,
@@ -150,8 +178,70 @@ pub struct Holding {
 pub struct Holder {
     /// Objects of the sample.
     pub objects: u64,
+    /// `chain` where something in the kernel holds them, `file` where open files of one process do and nothing else, `negative`
+    /// where they are names of nothing that the kernel keeps until it needs the memory.
+    pub by: String,
     /// Whether they hang on one another first: a list, a tree.
     pub on_each_other: bool,
-    /// What they hang on, and what that, up to a variable, a stack, or a page: an object by its cache and the place in it.
+    /// What they hang on, and what that, up to a variable, a stack, or a page: an object by its cache and the place in it. Of
+    /// files what these are: `pipe`, `socket`, `inotify`, the path of a device.
     pub chain: Vec<String>,
+    /// The process that has the files open.
+    pub pid: Option<u32>,
+    /// Its name.
+    pub comm: Option<String>,
+}
+
+/// What is allocated of a cache, or by vmalloc for one function.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cache {
+    /// The slab cache, or `vmalloc`.
+    pub cache: String,
+    /// Of vmalloc the function that allocated it.
+    pub caller: Option<String>,
+    /// And its module.
+    pub module: Option<String>,
+    /// Objects or areas.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Name and version of the schema of a difference.
+pub const GROWN_SCHEMA: &str = "leaktrace.heap-diff/1";
+
+/// What differs between two looks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Grown {
+    /// [`GROWN_SCHEMA`].
+    pub schema: String,
+    /// When the two looks were, in RFC 3339.
+    pub taken: [String; 2],
+    /// Seconds between them.
+    pub seconds: f64,
+    /// Lost objects, by kinds, what grew most first.
+    pub lost: Vec<Growth>,
+    /// Everything that is allocated, by caches, what grew most first.
+    pub caches: Vec<Growth>,
+    /// What makes them hard to compare.
+    pub notes: Vec<String>,
+}
+
+/// Something of which there is more or less than before.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Growth {
+    /// The slab cache, or `vmalloc`.
+    pub cache: String,
+    /// Of vmalloc the function that allocated it.
+    pub caller: Option<String>,
+    /// The module.
+    pub module: Option<String>,
+    /// Of what is lost the first functions and variables that are in it.
+    pub content: Vec<String>,
+    /// Objects before and after.
+    pub objects: [u64; 2],
+    /// Bytes before and after.
+    pub bytes: [u64; 2],
+    /// Bytes by which it grew in an hour.
+    pub bytes_per_h: f64,
 }

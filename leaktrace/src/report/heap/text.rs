@@ -2,7 +2,10 @@
 
 use std::fmt::{self, Write as _};
 
-use super::model::{Group, Heap, Holding, Scanned, Sign};
+use super::{
+    difference,
+    model::{Group, Heap, Holder, Holding, Scanned, Sign},
+};
 use crate::{
     report::{columns::Columns, escape, page::paragraph, text::Style},
     units,
@@ -28,10 +31,11 @@ pub fn headline(heap: &Heap) -> String {
         return format!("UNKNOWN  {why}");
     }
     let looked = format!(
-        "{} in {}, {}, were looked at in {}.",
+        "{} in {}, {}, and {} of vmalloc were looked at in {}.",
         units::plural(scanned.objects as usize, "object"),
         units::plural(scanned.caches, "cache"),
         units::bytes(scanned.slab_bytes as f64),
+        units::plural(scanned.areas as usize, "area"),
         units::seconds(scanned.seconds)
     );
     if heap.lost.objects == 0 {
@@ -52,6 +56,13 @@ pub fn headline(heap: &Heap) -> String {
     )
 }
 
+/// Whether it is known that nothing, or nothing that was asked for, is lost, if nothing is.
+pub(super) fn is_known(heap: &Heap) -> bool {
+    let scanned = &heap.scanned;
+    let open = scanned.left_out + scanned.unclear + scanned.unfit_bytes;
+    scanned.cut_short.is_none() && (scanned.lost_in_all > 0 || open == 0)
+}
+
 /// What it comes to where nothing that was asked for is lost.
 fn nothing_lost(scanned: &Scanned) -> String {
     if scanned.lost_in_all > 0 {
@@ -69,7 +80,7 @@ fn nothing_lost(scanned: &Scanned) -> String {
         let open = units::plural(open as usize, "object");
         return format!("UNKNOWN  Nothing is known to be lost, but of {open} it is not clear.");
     }
-    "OK  Something leads to every object of slab: nothing is lost.".to_owned()
+    "OK  Something leads to every object of slab and every area of vmalloc: nothing is lost.".to_owned()
 }
 
 fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
@@ -82,12 +93,12 @@ fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
         let table = Columns::default()
             .right(0, "objects", cell(&|group| units::count(group.objects)))
             .right(0, "bytes", cell(&|group| units::bytes(group.bytes as f64)))
-            .left(0, "cache", cell(&|group| escape(&group.cache).into_owned()))
+            .left(0, "cache", cell(&|group| escape(&name(group)).into_owned()))
             .left(1, "module", cell(&|group| escape(group.module.as_deref().unwrap_or("")).into_owned()));
         write!(out, "{}", table.lines(style.width))?;
         for (index, group) in groups.iter().enumerate() {
             writeln!(out)?;
-            let title = format!("{}. {} of {}", index + 1, units::count(group.objects), group.cache);
+            let title = format!("{}. {} of {}", index + 1, units::count(group.objects), name(group));
             paragraph(out, 0, style.width, &escape(&title))?;
             for line in what(group) {
                 paragraph(out, 2, style.width, &escape(&line))?;
@@ -98,6 +109,9 @@ fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
         }
     }
     holders(out, heap, style)?;
+    if let Some(grown) = &heap.grown {
+        write!(out, "\n{}", difference::render(grown, style.width))?;
+    }
     if style.verbose {
         for known in &heap.known {
             let line = format!("{} of {}: {}", units::count(known.objects), known.cache, known.why);
@@ -119,11 +133,24 @@ fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
     Ok(())
 }
 
+/// Where objects of a group are from.
+pub(super) fn name(group: &Group) -> String {
+    let by = group.caller.as_deref().map(|caller| format!(" by {caller}")).unwrap_or_default();
+    format!("{}{by}", group.cache)
+}
+
 /// What the objects of a group are.
-fn what(group: &Group) -> Vec<String> {
+pub(super) fn what(group: &Group) -> Vec<String> {
     let mut lines: Vec<String> = group.content.iter().map(sign).collect();
     if lines.is_empty() {
         lines.push("no function, variable or text that they have in common".to_owned());
+    }
+    for maker in &group.allocated_by {
+        let objects = units::plural(maker.objects as usize, "object");
+        lines.push(match maker.by.as_str() {
+            "report" => format!("{objects} of them allocated by {}, as the report has it", maker.place),
+            _ => format!("{objects} of this cache allocated by {}, as the kernel has noted", maker.place),
+        });
     }
     for structure in &group.proof.structures {
         lines.push(format!(
@@ -167,26 +194,39 @@ fn holders(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
 }
 
 /// Who holds a cache's objects, of a sample.
-fn held_by(holding: &Holding, verbose: bool) -> String {
+pub(super) fn held_by(holding: &Holding, verbose: bool) -> String {
     let all = holding.sampled.max(1) as f64;
     let told: Vec<String> = holding
         .holders
         .iter()
         .filter(|holder| verbose || holder.objects as f64 >= all * SMALL)
         .take(if verbose { usize::MAX } else { HOLDERS })
-        .map(|holder| {
-            let each_other = if holder.on_each_other { "one another, and then on " } else { "" };
-            let chain = holder.chain.join(", that on ");
-            format!("{:.0} % hang on {each_other}{chain}", holder.objects as f64 * 100.0 / all)
-        })
+        .map(|holder| format!("{:.0} % {}", holder.objects as f64 * 100.0 / all, by(holder)))
         .collect();
     if told.is_empty() { "held by many, each a little".to_owned() } else { told.join("; ") }
+}
+
+/// What objects hang on, as the rest of a sentence.
+fn by(holder: &Holder) -> String {
+    match holder.by.as_str() {
+        "negative" => "are names of nothing, which the kernel keeps until it needs the memory".to_owned(),
+        "file" => format!(
+            "hang on what {} ({}) has open: {}",
+            holder.comm.as_deref().unwrap_or("a process"),
+            holder.pid.unwrap_or_default(),
+            holder.chain.join(", ")
+        ),
+        _ => {
+            let each_other = if holder.on_each_other { "one another, and then on " } else { "" };
+            format!("hang on {each_other}{}", holder.chain.join(", that on "))
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::heap::model::{Amount, Holder};
+    use crate::report::heap::model::Amount;
 
     fn heap(scanned: Scanned) -> Heap {
         Heap { scanned: Scanned { objects: 100, caches: 3, seconds: 2.0, ..scanned }, ..Heap::default() }
@@ -225,9 +265,24 @@ mod tests {
             content: vec![sign("symbol", "foo_ops", Some("foo")), sign("text", "a\u{1b}[31m", None)],
             ..Group::default()
         };
-        let holder = Holder { objects: 60, on_each_other: true, chain: vec!["sessions [foo]".into()] };
-        let holding =
-            Holding { cache: "kmalloc-64".into(), sampled: 100, holders: vec![holder], ..Holding::default() };
+        let chain = Holder {
+            objects: 60,
+            by: "chain".into(),
+            on_each_other: true,
+            chain: vec!["sessions [foo]".into()],
+            ..Holder::default()
+        };
+        let file = Holder {
+            objects: 30,
+            by: "file".into(),
+            chain: vec!["inotify".into()],
+            pid: Some(1_234),
+            comm: Some("watcher".into()),
+            ..Holder::default()
+        };
+        let nobody = Holder { objects: 10, by: "negative".into(), ..Holder::default() };
+        let holders = vec![chain, file, nobody];
+        let holding = Holding { cache: "kmalloc-64".into(), sampled: 100, holders, ..Holding::default() };
         let heap = Heap {
             lost: Amount { objects: 100, bytes: 204_800 },
             groups: vec![group],
@@ -242,7 +297,8 @@ mod tests {
             for expected in [
                 "LOST Nothing leads to 100 objects, 200 KiB, foo's by their content.",
                 "+0x10 foo_ops [foo]",
-                "60 % hang on one another, and then on sessions [foo]",
+                "60 % hang on one another, and then on sessions [foo]; 30 % hang on what watcher (1234) has open: inotify; \
+                 10 % are names of nothing, which the kernel keeps until it needs the memory",
             ] {
                 assert!(words.contains(expected), "{expected}: {text}");
             }

@@ -1,0 +1,108 @@
+//! Which caches are looked at: those that fit into our own memory, and of these what the user wants to be told of.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use rustc_hash::FxHashSet;
+
+use super::areas::VMALLOC;
+use crate::{
+    analysis::objects,
+    commands::filter::Filter,
+    proc::slab,
+    proof::{Kind, Survey},
+    report::heap::model::Cache,
+    units,
+};
+
+/// Caches whose holders are asked for, and at most where the user names them.
+const HOLDERS_OF: usize = 5;
+const HOLDERS_OF_NAMED: usize = 32;
+
+/// Caches that fit into so many bytes, the largest first, and what is to be said of the others.
+pub(super) fn fitting(room: u64) -> Result<Fitting> {
+    let caches = slab::read_slabinfo(Path::new("/"))?;
+    let mut caches: Vec<_> = caches
+        .into_iter()
+        .map(|(name, cache)| {
+            let slabs = cache.total_objects.div_ceil(u64::from(cache.objects_per_slab.max(1)));
+            let bytes = cache.total_objects * u64::from(cache.object_size);
+            (bytes, objects::bytes_for(slabs, cache.total_objects), name)
+        })
+        .collect();
+    caches.sort_unstable_by(|a, b| b.cmp(a));
+    let mut fitting = Fitting::default();
+    let mut others = Vec::new();
+    for (bytes, takes, name) in caches {
+        if fitting.needed + takes > room {
+            fitting.unfit_bytes += bytes;
+            others.push(name);
+        } else {
+            fitting.needed += takes;
+            fitting.names.insert(name);
+        }
+    }
+    if let Some(largest) = others.first() {
+        fitting.note = Some(format!(
+            "{} did not fit into {} of our own memory, the largest of them {largest}: what is in them counts as holding. \
+             --max-memory gives more",
+            units::plural(others.len(), "cache"),
+            units::bytes(room as f64)
+        ));
+    }
+    Ok(fitting)
+}
+
+/// Which caches are looked at.
+#[derive(Default)]
+pub(super) struct Fitting {
+    pub(super) names: FxHashSet<String>,
+    /// Bytes of our own that they need.
+    pub(super) needed: u64,
+    /// Bytes of the others.
+    pub(super) unfit_bytes: u64,
+    pub(super) note: Option<String>,
+}
+
+/// The caches that the user wants to be told of.
+pub(super) fn named(survey: &Survey, filter: &mut Filter) -> Result<Vec<u16>> {
+    let traits = slab::read_traits(Path::new("/"), survey.caches.iter().map(|cache| cache.name.as_str()));
+    let caches = (0_u16..).zip(&survey.caches);
+    let named = caches.filter(|(_, cache)| filter.matches(&cache.name, traits.get(&cache.name)));
+    let named = named.map(|(cache, _)| cache).collect();
+    if let Some(pattern) = filter.absent().next() {
+        bail!(
+            "no slab cache with objects is called {pattern:?}; what is allocated by vmalloc is called {VMALLOC}"
+        );
+    }
+    Ok(named)
+}
+
+/// All that have objects, the most bytes first.
+pub(super) fn all(survey: &Survey) -> Vec<Cache> {
+    let mut all: Vec<Cache> = (survey.caches.iter())
+        .filter(|of| of.objects > 0)
+        .map(|of| {
+            let (caller, module) =
+                of.caller.clone().map_or((None, None), |(caller, module)| (Some(caller), module));
+            Cache { cache: of.name.clone(), caller, module, objects: of.objects, bytes: of.bytes }
+        })
+        .collect();
+    all.sort_by_key(|cache| std::cmp::Reverse(cache.bytes));
+    all
+}
+
+/// Those of them that take the most.
+pub(super) fn largest(survey: &Survey, named: &[u16], by_name: bool) -> Vec<u16> {
+    let mut caches: Vec<u16> = named.to_vec();
+    caches.retain(|&cache| {
+        let cache = &survey.caches[usize::from(cache)];
+        cache.kind == Kind::Slab && cache.objects > 0
+    });
+    caches.sort_by_key(|&cache| {
+        let cache = &survey.caches[usize::from(cache)];
+        std::cmp::Reverse(cache.objects * cache.size)
+    });
+    caches.truncate(if by_name { HOLDERS_OF_NAMED } else { HOLDERS_OF });
+    caches
+}

@@ -1,0 +1,62 @@
+//! Who allocated what is lost, where that was noted at the time: by an earlier trace of this boot, or by the kernel itself.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use rustc_hash::FxHashMap;
+
+use crate::{commands::saved, kernel::machine::boot_id, proc::alloc_traces, report::heap::model::Maker};
+
+/// Functions that are named of one group.
+const NAMED: usize = 3;
+
+/// What an earlier trace knows, by address.
+#[derive(Default)]
+pub(super) struct Makers(FxHashMap<u64, String>);
+
+impl Makers {
+    /// Reads the report of a trace.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is of another boot.
+    pub(super) fn read(report: Option<&Path>) -> Result<Self> {
+        let Some(path) = report else { return Ok(Self::default()) };
+        let report = saved::read(path)?;
+        let now = boot_id(Path::new("/")).context("this kernel does not say which boot this is")?;
+        if report.machine.boot_id != now {
+            bail!(
+                "{} was made before this machine was started: the addresses in it mean nothing now",
+                path.display()
+            );
+        }
+        let of = |finding: &crate::report::model::Finding| finding.responsible.label();
+        let all = report
+            .findings
+            .iter()
+            .flat_map(|finding| finding.objects.iter().map(|object| (object.address, of(finding))));
+        Ok(Self(all.collect()))
+    }
+
+    /// Who allocated some objects of a cache.
+    pub(super) fn of(&self, cache: &str, addresses: impl Iterator<Item = u64>) -> Vec<Maker> {
+        let mut by_report: FxHashMap<&str, u64> = FxHashMap::default();
+        for place in addresses.filter_map(|address| self.0.get(&address)) {
+            *by_report.entry(place).or_default() += 1;
+        }
+        let mut makers: Vec<Maker> = by_report
+            .into_iter()
+            .map(|(place, objects)| maker(place.to_owned(), objects, "report"))
+            .collect();
+        makers.sort_by(|a, b| (b.objects, &a.place).cmp(&(a.objects, &b.place)));
+        if makers.is_empty() {
+            let noted = alloc_traces::of_cache(Path::new("/"), cache).into_iter();
+            makers = noted.map(|(place, objects)| maker(place, objects, "alloc_traces")).collect();
+        }
+        makers.truncate(NAMED);
+        makers
+    }
+}
+
+fn maker(place: String, objects: u64, by: &str) -> Maker {
+    Maker { place, objects, by: by.to_owned() }
+}

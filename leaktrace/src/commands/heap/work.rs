@@ -1,0 +1,117 @@
+//! The work as a whole: how fast it goes, when it ends, and who watches what is allocated meanwhile.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rustc_hash::FxHashSet;
+use tokio::{runtime::Runtime, time::Instant as Deadline};
+
+use super::witness::{Seen, Witness};
+use crate::{
+    commands::{prove::Pace, stop::Stop},
+    proof::{Limit, Unreached},
+    tracer::hooks::Mechanism,
+    units,
+};
+
+/// The work: it rests in between, ends when a signal comes, and makes room for what is allocated meanwhile.
+pub(super) struct Work<'a> {
+    runtime: &'a Runtime,
+    stop: &'a Stop,
+    pace: Pace,
+    /// Bytes that were read before the part that is going on, and those of all.
+    before: u64,
+    expected: u64,
+    witness: Option<Witness>,
+    /// Why nobody watches what is allocated meanwhile, if nobody does.
+    no_witness: Option<String>,
+    begun: Instant,
+    limit: Limit,
+}
+
+impl<'a> Work<'a> {
+    /// Begins: from now on what is allocated is watched, where that is possible. `expected` is how many bytes are to be read.
+    pub(super) fn begin(
+        (runtime, stop): (&'a Runtime, &'a Stop),
+        pace: Pace,
+        (limit, expected): (Limit, u64),
+        refused: &[Mechanism],
+    ) -> Self {
+        let witness = Witness::begin(refused);
+        Self {
+            runtime,
+            stop,
+            pace,
+            before: 0,
+            expected,
+            no_witness: witness.as_ref().err().map(|error| {
+                format!("what was allocated meanwhile is told by its content only, because nothing can be traced: {error:#}")
+            }),
+            witness: witness.ok(),
+            begun: Instant::now(),
+            limit,
+        }
+    }
+
+    /// What is going to be done, and what it takes: `bytes` are read each time, and `own` of our own memory are needed.
+    pub(super) fn plan(&self, bytes: u64, own: u64) -> String {
+        let meanwhile = self.witness.as_ref().map_or_else(String::new, |witness| {
+            let bytes = units::bytes(witness.table_bytes() as f64);
+            format!(", and {bytes} of the kernel's for what is allocated meanwhile")
+        });
+        format!(
+            "Looking at {} of kernel memory, five times, for up to {}. It takes {} of our own memory to note objects{meanwhile}. Ctrl-C ends it.",
+            units::bytes(bytes as f64),
+            units::seconds(self.limit.time.as_secs_f64()),
+            units::bytes(own as f64),
+        )
+    }
+
+    /// So many bytes were read in a part of the work that has ended.
+    pub(super) fn has_read(&mut self, bytes: u64) {
+        self.before += bytes;
+    }
+
+    /// Takes the progress line away.
+    pub(super) fn finish(&self) {
+        self.pace.finish();
+    }
+
+    /// Rests after so many bytes of this part of the work; false when it is to end.
+    pub(super) fn step(&mut self, done: u64) -> Result<bool> {
+        let done = (self.before + done).min(self.expected);
+        let until = Deadline::now() + self.pace.rest(done, self.expected);
+        let stopped = self.runtime.block_on(self.stop.wait_until(until));
+        if let Some(witness) = &mut self.witness {
+            witness.relieve()?;
+        }
+        self.pace.resume();
+        Ok(!stopped)
+    }
+
+    /// Rests for a while; false when it is to end, or there is no time for it.
+    pub(super) fn rest(&mut self, time: Duration) -> Result<bool> {
+        if self.left().time < time * 2 {
+            return Ok(false);
+        }
+        let stopped = self.runtime.block_on(self.stop.wait_until(Deadline::now() + time));
+        if let Some(witness) = &mut self.witness {
+            witness.relieve()?;
+        }
+        self.pace.resume();
+        Ok(!stopped)
+    }
+
+    /// What was allocated since it began.
+    pub(super) fn end(&mut self, of: &[Unreached]) -> Result<Seen> {
+        match self.witness.take() {
+            Some(witness) => witness.end(of.iter().map(|one| one.address)),
+            None => Ok(Seen { objects: FxHashSet::default(), note: self.no_witness.take() }),
+        }
+    }
+
+    /// What time is left.
+    pub(super) fn left(&self) -> Limit {
+        Limit { time: self.limit.time.saturating_sub(self.begun.elapsed()), ..self.limit }
+    }
+}
