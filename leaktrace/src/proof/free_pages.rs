@@ -11,6 +11,8 @@ const MOST: usize = 1 << 22;
 /// Pages of one of the stack depot's pools, and how many there are at most.
 const DEPOT_PAGES: u64 = 4;
 const MOST_POOLS: u64 = 8_192;
+/// Arrays of one chain of `kfree_rcu` that are followed.
+const MOST_IN_CHAIN: usize = 1_000;
 /// The largest block that a list of CPUs has for huge pages (`pageblock_order`), and up to which order there are others
 /// (`PAGE_ALLOC_COSTLY_ORDER`).
 const HUGE_ORDER: u64 = 9;
@@ -126,7 +128,7 @@ fn of_rcu(memory: &Memory) -> FxHashSet<u64> {
 /// Whether a place is one behind the last pointer of an array in which `kfree_rcu` gathers what is to be freed: the page had
 /// more of them when it was used before.
 pub(super) fn is_left_by_rcu(memory: &Memory, address: u64) -> bool {
-    let Some(layout) = memory.layout.rcu_array else { return false };
+    let Some(layout) = memory.layout.rcu_array else { return is_left_in_chain(memory, address) };
     let page = address / memory.page_bytes * memory.page_bytes;
     let word = |at: u64| memory.core.word(at).ok();
     // It is such an array if its links lead back, to others of these or to where each CPU has them, and the number fits.
@@ -143,6 +145,39 @@ pub(super) fn is_left_by_rcu(memory: &Memory, address: u64) -> bool {
     let mut pointers = vec![0; count as usize];
     memory.core.words(page + layout.pointers, &mut pointers).is_ok()
         && pointers.iter().all(|&pointer| pointer >> 56 == 0xff)
+}
+
+/// The same where arrays have only a pointer to the next one: then it is one if a CPU's chain has it.
+fn is_left_in_chain(memory: &Memory, address: u64) -> bool {
+    let (Some(layout), Some(percpu)) = (memory.layout.rcu_chain, memory.data.address_of("krc")) else {
+        return false;
+    };
+    let page = address / memory.page_bytes * memory.page_bytes;
+    let word = |at: u64| memory.core.word(at).unwrap_or(0);
+    let count = word(page + layout.count);
+    let most = (memory.page_bytes - layout.pointers) / 8;
+    // Most pages are none: that is cheap to see.
+    if !(1..=most).contains(&count) || address < page + layout.pointers + count * 8 {
+        return false;
+    }
+    let of_works = (0..layout.works).map(|work| layout.work_heads + work * layout.work_bytes);
+    let heads: Vec<u64> = std::iter::once(layout.heads)
+        .chain(of_works)
+        .flat_map(|at| (0..layout.kinds).map(move |kind| at + kind * 8))
+        .collect();
+    memory.cpus.iter().flat_map(|cpu| heads.iter().map(move |head| (cpu, head))).any(|(cpu, head)| {
+        let mut at = word(percpu.wrapping_add(*cpu).wrapping_add(*head));
+        for _ in 0..MOST_IN_CHAIN {
+            if at == page {
+                return true;
+            }
+            if !memory.is_memory(at) {
+                return false;
+            }
+            at = word(at + layout.next);
+        }
+        false
+    })
 }
 
 /// Pages in which kernels with debugging note stack traces (`lib/stackdepot.c`): return addresses, and what was there

@@ -156,6 +156,8 @@ pub(super) struct Layout {
     pub(super) rcu_pages: Option<u64>,
     /// Such an array in use.
     pub(super) rcu_array: Option<RcuArrayLayout>,
+    /// The same before 6.4.
+    pub(super) rcu_chain: Option<RcuChainLayout>,
     /// In `dentry`: what has the name, nothing if nothing has.
     pub(super) dentry_inode: Option<u64>,
 }
@@ -167,6 +169,22 @@ pub(super) struct RcuArrayLayout {
     /// How many of the pointers are of now: what lies behind them is left of earlier uses.
     pub(super) count: u64,
     pub(super) pointers: u64,
+}
+
+/// `struct kvfree_rcu_bulk_data` and where its chains begin, where they are such (`kernel/rcu/tree.c`).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RcuChainLayout {
+    pub(super) next: u64,
+    pub(super) count: u64,
+    pub(super) pointers: u64,
+    /// In `kfree_rcu_cpu`: where it has the begins of some, and where its first work has.
+    pub(super) heads: u64,
+    pub(super) work_heads: u64,
+    /// How many begins there are at each of these places.
+    pub(super) kinds: u64,
+    /// How many works there are, and bytes from one to the next.
+    pub(super) works: u64,
+    pub(super) work_bytes: u64,
 }
 
 impl Layout {
@@ -208,6 +226,7 @@ impl Layout {
             zone: zone(btf, &at),
             rcu_pages: at("kfree_rcu_cpu", "bkvcache"),
             rcu_array: rcu_array(&at),
+            rcu_chain: rcu_chain(btf, &at),
             dentry_inode: at("dentry", "d_inode"),
         })
     }
@@ -216,6 +235,20 @@ impl Layout {
 fn rcu_array(at: At<'_>) -> Option<RcuArrayLayout> {
     let of = |member: &str| at("kvfree_rcu_bulk_data", member);
     Some(RcuArrayLayout { list: of("list")?, count: of("nr_records")?, pointers: of("records")? })
+}
+
+fn rcu_chain(btf: &Btf, at: At<'_>) -> Option<RcuChainLayout> {
+    let of = |member: &str| at("kvfree_rcu_bulk_data", member);
+    Some(RcuChainLayout {
+        next: of("next")?,
+        count: of("nr_records")?,
+        pointers: of("records")?,
+        heads: at("kfree_rcu_cpu", "bkvhead")?,
+        work_heads: at("kfree_rcu_cpu", "krw_arr")? + at("kfree_rcu_cpu_work", "bkvhead_free")?,
+        kinds: btf.member_length("kfree_rcu_cpu", "bkvhead")?.into(),
+        works: btf.member_length("kfree_rcu_cpu", "krw_arr")?.into(),
+        work_bytes: btf.struct_size("kfree_rcu_cpu_work")?.into(),
+    })
 }
 
 type At<'a> = &'a dyn Fn(&str, &str) -> Option<u64>;

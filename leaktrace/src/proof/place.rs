@@ -20,6 +20,8 @@ const SLAB_PAGES: u64 = 8;
 pub(super) const AREAS: &str = "vmap_area";
 /// A CPU's stack for entries (`arch/x86/kernel/cpu/common.c`).
 const ENTRY_STACK: &str = "entry_stack_storage";
+/// The stack of each CPU's interrupts on x86 (`arch/x86/kernel/cpu/common.c`): what they had there is left until the next one.
+const INTERRUPT_STACK: &str = "irq_stack_backing_store";
 /// CPUs' free pages are looked up again after this time for a page of which nothing else is known.
 const AT_ONCE: Duration = Duration::from_millis(20);
 
@@ -131,9 +133,10 @@ impl Scan<'_> {
             };
         }
         if let Some((cpu, address)) = self.memory.in_percpu(address) {
-            // Where each entry into the kernel begins, before it goes on on the thread's stack.
-            let entry = self.memory.variable_at(address).is_some_and(|at| at.symbol == ENTRY_STACK);
-            if entry {
+            // Where each entry into the kernel begins, before it goes on on the thread's stack; and where interrupts run, which
+            // are over before the next look.
+            let symbol = self.memory.variable_at(address).map(|at| at.symbol);
+            if symbol.is_some_and(|symbol| [ENTRY_STACK, INTERRUPT_STACK].contains(&symbol)) {
                 return Whose::Old(Old::Stack);
             }
             return Whose::Root(What::PerCpu { cpu, address });

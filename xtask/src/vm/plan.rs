@@ -92,7 +92,7 @@ const DEFAULT: &[Planned] = &[
     SITES,
     NOTED,
     heap("6.12", &[HEAP, BUSY, HELD_OPEN]),
-    heap("6.1", &[HEAP, BUSY]),
+    heap("6.1", &[HEAP]),
     heap("7.2-kmemleak", &[HEAP, BUSY]),
     heap("6.12-arm64", &[HEAP, BUSY]),
 ];
