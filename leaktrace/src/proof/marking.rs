@@ -9,7 +9,7 @@ use super::{
     Kind,
     areas::Area,
     looks::Step,
-    place::{AREAS, Place, What, Whose},
+    place::{AREAS, INTERRUPT_STACK, Place, What, Whose},
     scan::{CHUNK, NODES, Scan, WORDS, runs},
     survey::{MOST_PLACES, Survey, Surveyed},
     vmalloc::Marks,
@@ -40,6 +40,8 @@ pub(super) struct Surveyor<'a, 's> {
     /// Bytes that are to be read in all, roughly.
     expected: u64,
     step: Step<'a>,
+    /// What was found on the stacks of interrupts.
+    late: Vec<(Object, Place)>,
 }
 
 impl<'a, 's> Surveyor<'a, 's> {
@@ -62,6 +64,7 @@ impl<'a, 's> Surveyor<'a, 's> {
             resting: Duration::ZERO,
             expected,
             step,
+            late: Vec::new(),
         }
     }
 
@@ -254,8 +257,19 @@ impl<'a, 's> Surveyor<'a, 's> {
             if cache == AREAS || self.scan.areas.is_description(*start, word))
     }
 
-    /// Notes an object that a place outside of slab leads to.
+    /// Notes an object that a place outside of slab leads to. What interrupts left on their stacks names nobody if something else
+    /// leads there, too.
     fn reach_from(&mut self, object: Object, place: Place) {
+        if let What::PerCpu { address, .. } = place.what
+            && self.scan.memory.variable_at(address).is_some_and(|at| at.symbol == INTERRUPT_STACK)
+        {
+            self.late.push((object, place));
+            return;
+        }
+        self.reach_now(object, place);
+    }
+
+    fn reach_now(&mut self, object: Object, place: Place) {
         let survey = &mut *self.survey;
         if survey.places.len() < MOST_PLACES {
             survey.places.push(place);
@@ -323,6 +337,8 @@ impl<'a, 's> Surveyor<'a, 's> {
                 from = slab;
             } else if let Some(area) = self.areas.next_waiting() {
                 self.area(area, &mut buffer);
+            } else if let Some((object, place)) = self.late.pop() {
+                self.reach_now(object, place);
             } else {
                 return Ok(true);
             }

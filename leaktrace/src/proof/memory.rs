@@ -207,6 +207,12 @@ impl Memory {
         address >= self.direct_map && self.frames.iter().any(|&(from, to)| (from..to).contains(&frame))
     }
 
+    /// Whether a word is a kernel's address that is neither memory's nor a `struct page`'s: where a function is.
+    pub(super) fn is_code(&self, word: u64) -> bool {
+        let pages = self.frames.last().map_or(0, |frames| frames.1) * self.layout.page.size;
+        word >> 56 == 0xff && !self.is_memory(word) && word.wrapping_sub(self.first_page) >= pages
+    }
+
     /// Of a place in the direct map that is the image's data: the image's own address.
     pub(super) fn in_image(&self, address: u64) -> Option<u64> {
         let physical = address.wrapping_sub(self.direct_map);

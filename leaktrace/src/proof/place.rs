@@ -21,7 +21,7 @@ pub(super) const AREAS: &str = "vmap_area";
 /// A CPU's stack for entries (`arch/x86/kernel/cpu/common.c`).
 const ENTRY_STACK: &str = "entry_stack_storage";
 /// The stack of each CPU's interrupts on x86 (`arch/x86/kernel/cpu/common.c`): what they had there is left until the next one.
-const INTERRUPT_STACK: &str = "irq_stack_backing_store";
+pub(super) const INTERRUPT_STACK: &str = "irq_stack_backing_store";
 /// CPUs' free pages are looked up again after this time for a page of which nothing else is known.
 const AT_ONCE: Duration = Duration::from_millis(20);
 
@@ -133,10 +133,9 @@ impl Scan<'_> {
             };
         }
         if let Some((cpu, address)) = self.memory.in_percpu(address) {
-            // Where each entry into the kernel begins, before it goes on on the thread's stack; and where interrupts run, which
-            // are over before the next look.
-            let symbol = self.memory.variable_at(address).map(|at| at.symbol);
-            if symbol.is_some_and(|symbol| [ENTRY_STACK, INTERRUPT_STACK].contains(&symbol)) {
+            // Where each entry into the kernel begins, before it goes on on the thread's stack.
+            let entry = self.memory.variable_at(address).is_some_and(|at| at.symbol == ENTRY_STACK);
+            if entry {
                 return Whose::Old(Old::Stack);
             }
             return Whose::Root(What::PerCpu { cpu, address });
@@ -207,7 +206,13 @@ impl Scan<'_> {
         let notes = at >= layout.page.list && at < layout.page.refcount;
         let flags = if self.flags.read(frame, &mut page).is_ok() { page[0] } else { 0 };
         if notes && flags & SLAB != 0 {
-            return Whose::Old(Old::Bookkeeping);
+            // Where slabs are given back by RCU they hang on its lists, between objects of others that are to be freed.
+            let is_given_back = self.memory.core.word(own + 8).is_ok_and(|next| self.memory.is_code(next));
+            return if is_given_back {
+                Whose::Root(What::StructPage(frame))
+            } else {
+                Whose::Old(Old::Bookkeeping)
+            };
         }
         let old = flags & BUDDY != 0
             || self.is_free(frame)

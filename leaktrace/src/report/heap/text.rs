@@ -1,6 +1,9 @@
 //! A look at the heap as text.
 
-use std::fmt::{self, Write as _};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+};
 
 use super::{
     difference,
@@ -41,19 +44,31 @@ pub fn headline(heap: &Heap) -> String {
     if heap.lost.objects == 0 {
         return format!("{} {looked}", nothing_lost(scanned));
     }
-    let modules: Vec<&str> = heap.groups.iter().filter_map(|group| group.module.as_deref()).collect();
-    let whose = match modules.first() {
-        Some(first) if modules.iter().all(|module| module == first) && modules.len() == heap.groups.len() => {
-            format!(", {first}'s by their content")
-        }
-        Some(first) => format!(", most of {first}'s by their content"),
-        None => String::new(),
-    };
+    let whose = whose(heap);
     format!(
         "LOST  Nothing leads to {}, {}{whose}. {looked}",
         units::plural(heap.lost.objects as usize, "object"),
         units::bytes(heap.lost.bytes as f64),
     )
+}
+
+/// Whose most of it is, or some.
+fn whose(heap: &Heap) -> String {
+    let mut of: BTreeMap<&str, u64> = BTreeMap::new();
+    for group in &heap.groups {
+        if let Some(module) = &group.module {
+            *of.entry(module).or_default() += group.objects;
+        }
+    }
+    let Some((module, objects)) = of.into_iter().max_by_key(|(_, objects)| *objects) else {
+        return String::new();
+    };
+    let part = match objects {
+        all if all == heap.lost.objects => "",
+        most if most * 2 > heap.lost.objects => "most of them ",
+        _ => "some of them ",
+    };
+    format!(", {part}{module}'s by their content")
 }
 
 /// Whether it is known that nothing, or nothing that was asked for, is lost, if nothing is.
@@ -95,7 +110,7 @@ fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
             .right(0, "bytes", cell(&|group| units::bytes(group.bytes as f64)))
             .left(0, "cache", cell(&|group| escape(&name(group)).into_owned()))
             .left(1, "module", cell(&|group| escape(group.module.as_deref().unwrap_or("")).into_owned()));
-        write!(out, "{}", table.lines(style.width))?;
+        writeln!(out, "{}", table.lines(style.width))?;
         for (index, group) in groups.iter().enumerate() {
             writeln!(out)?;
             let title = format!("{}. {} of {}", index + 1, units::count(group.objects), name(group));
