@@ -29,8 +29,9 @@ impl Slab {
         Self { start, size, own, objects, cache, first: 0 }
     }
 
-    fn end(&self) -> u64 {
-        self.start + u64::from(self.size) * u64::from(self.objects)
+    /// Where the last object's own bytes end: behind that there may be another slab.
+    pub fn end(&self) -> u64 {
+        self.start + u64::from(self.size) * u64::from(self.objects.max(1) - 1) + u64::from(self.own)
     }
 
     /// Address of one of its objects.

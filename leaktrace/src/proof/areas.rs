@@ -217,7 +217,14 @@ impl Areas {
     /// Whether a word of a `vmap_area` is what is left of an area that it described before: the kernel keeps such objects in pools
     /// (`mm/vmalloc.c`), with the pointer to a `vm_struct` that is freed.
     pub(super) fn is_left(&self, memory: &Memory, object: u64, at: u64) -> bool {
-        memory.layout.area.is_some_and(|layout| at == layout.vm) && !self.notes.contains(&object)
+        let Some(layout) = memory.layout.area.filter(|layout| at == layout.vm) else { return false };
+        // One that was not met in a list may be in use all the same: then both have the same address.
+        let word = |at: u64| memory.core.word(at).ok();
+        let same = || {
+            let vm = word(object + layout.vm)?;
+            Some(word(object + layout.start)? == word(vm.checked_add(layout.address)?)?)
+        };
+        !self.notes.contains(&object) && same() != Some(true)
     }
 
     /// The `vm_struct` of an area: who has that has the area.

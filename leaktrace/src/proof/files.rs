@@ -34,35 +34,33 @@ pub struct File {
 }
 
 impl Prover {
-    /// The processes and their open files, those with the most first; `most` files in all.
-    pub fn openers(&self, most: usize) -> Vec<Opener> {
+    /// The processes and their open files, those with the most first; some `most` files in all, and whether there are more.
+    pub fn openers(&self, most: usize) -> (Vec<Opener>, bool) {
         let memory = &self.memory;
         let (Some(layout), Some(first)) = (memory.layout.task, memory.data.address_of("init_task")) else {
-            return Vec::new();
+            return (Vec::new(), false);
         };
         let mut seen = FxHashSet::default();
-        let mut openers = Vec::new();
+        let (mut openers, mut count) = (Vec::new(), 0);
         // The first one is the idle task.
         for link in memory.busy_list(first + layout.tasks) {
             let task = link.wrapping_sub(layout.tasks);
+            if count >= most {
+                break;
+            }
             let Ok(files) = memory.core.word(task + layout.files) else { continue };
             if !memory.is_memory(files) || !seen.insert(files) {
                 continue;
             }
             let files = self.files(&layout, files);
             if let (false, Ok(pid)) = (files.is_empty(), memory.core.number(task + layout.pid)) {
+                count += files.len();
                 let comm = memory.core.text(task + layout.comm, 16).unwrap_or_default();
                 openers.push(Opener { pid, comm, files });
             }
         }
         openers.sort_by_key(|opener| (std::cmp::Reverse(opener.files.len()), opener.pid));
-        let mut left = most;
-        for opener in &mut openers {
-            opener.files.truncate(left);
-            left -= opener.files.len();
-        }
-        openers.retain(|opener| !opener.files.is_empty());
-        openers
+        (openers, count >= most)
     }
 
     /// The files of a `files_struct` (`include/linux/fdtable.h`).

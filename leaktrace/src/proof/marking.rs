@@ -205,7 +205,7 @@ impl<'a, 's> Surveyor<'a, 's> {
     /// Where the pages of the slab that was noted here or next begin and end.
     fn next_slab(&self, address: u64) -> (u64, u64) {
         let page = self.scan.memory.page_bytes;
-        let past = |slab: &Slab| slab.address(slab.objects).next_multiple_of(page);
+        let past = |slab: &Slab| slab.end().next_multiple_of(page);
         let slabs = self.survey.objects.slabs();
         let slab = slabs.get(slabs.partition_point(|slab| past(slab) <= address));
         slab.map_or((u64::MAX, u64::MAX), |slab| (slab.start / page * page, past(slab)))
@@ -279,13 +279,16 @@ impl<'a, 's> Surveyor<'a, 's> {
     }
 
     /// Marks what an area points to that is reached.
-    fn area(&mut self, area: Area, buffer: &mut Vec<u64>) {
+    fn area(&mut self, area: Area, buffer: &mut Vec<u64>) -> Result<bool> {
         let end = area.start + area.allocated;
-        for start in (area.start..end).step_by(WORDS * 8) {
+        for (nth, start) in (area.start..end).step_by(WORDS * 8).enumerate() {
+            if nth > 0 && nth.is_multiple_of(BETWEEN_RESTS / 4) && !self.go_on()? {
+                return Ok(false);
+            }
             buffer.resize((WORDS as u64 * 8).min(end - start) as usize / 8, 0);
             // It may have been given back meanwhile: then nothing is in it any more.
             if self.read(start, buffer).is_err() {
-                return;
+                return Ok(true);
             }
             for index in 0..buffer.len() {
                 let word = buffer[index];
@@ -300,6 +303,7 @@ impl<'a, 's> Surveyor<'a, 's> {
                 }
             }
         }
+        Ok(true)
     }
 
     /// The object that a word points to and nothing else did yet, by its address or by page and offset.
@@ -336,7 +340,9 @@ impl<'a, 's> Surveyor<'a, 's> {
                 self.slab(slab, &mut buffer)?;
                 from = slab;
             } else if let Some(area) = self.areas.next_waiting() {
-                self.area(area, &mut buffer);
+                if !self.area(area, &mut buffer)? {
+                    return Ok(false);
+                }
             } else if let Some((object, place)) = self.late.pop() {
                 self.reach_now(object, place);
             } else {

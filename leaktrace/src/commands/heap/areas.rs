@@ -17,12 +17,13 @@ const MOST_CALLERS: usize = 1_000;
 pub(super) fn add(survey: &mut Survey, areas: &[Vmalloced], symbols: &Symbols) -> u64 {
     let first = survey.caches.len();
     let unreached: FxHashSet<Vmalloced> = survey.unreached_areas.iter().copied().collect();
-    let mut numbers: FxHashMap<String, u16> = FxHashMap::default();
+    let mut numbers: FxHashMap<(String, Option<String>), u16> = FxHashMap::default();
     let mut left_out = 0;
     for area in areas {
         let location = symbols.locate_return(area.caller);
-        let function = location.as_ref().map_or_else(String::new, |location| location.symbol.to_owned());
-        let number = numbers.get(&function).copied().or_else(|| {
+        let module = location.as_ref().and_then(|location| location.module.map(str::to_owned));
+        let key = (location.map_or_else(String::new, |location| location.symbol.to_owned()), module);
+        let number = numbers.get(&key).copied().or_else(|| {
             let number = u16::try_from(survey.caches.len()).ok()?;
             (survey.caches.len() - first < MOST_CALLERS).then_some(number)
         });
@@ -31,11 +32,10 @@ pub(super) fn add(survey: &mut Survey, areas: &[Vmalloced], symbols: &Symbols) -
             continue;
         };
         if usize::from(number) == survey.caches.len() {
-            let module = location.and_then(|location| location.module.map(str::to_owned));
-            let caller = (!function.is_empty()).then(|| (function.clone(), module));
+            let caller = (!key.0.is_empty()).then(|| key.clone());
             let (name, kind) = (VMALLOC.to_owned(), Kind::Area);
             survey.caches.push(Surveyed { name, kind, caller, size: 0, own: u64::MAX, objects: 0, bytes: 0 });
-            numbers.insert(function, number);
+            numbers.insert(key, number);
         }
         let of = &mut survey.caches[usize::from(number)];
         of.objects += 1;

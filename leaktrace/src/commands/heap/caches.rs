@@ -19,27 +19,40 @@ use crate::{
 const HOLDERS_OF: usize = 5;
 const HOLDERS_OF_NAMED: usize = 32;
 
-/// Caches that fit into so many bytes, the largest first, and what is to be said of the others.
-pub(super) fn fitting(room: u64) -> Result<Fitting> {
+/// Caches that fit into so many bytes, those that were asked for and then the largest first, and what is to be said of the others.
+///
+/// # Errors
+/// When a name that was asked for is no cache's, or it does not fit.
+pub(super) fn fitting(room: u64, filter: &mut Filter) -> Result<Fitting> {
     let caches = slab::read_slabinfo(Path::new("/"))?;
+    let traits = slab::read_traits(Path::new("/"), caches.keys().map(String::as_str));
+    filter.matches(VMALLOC, None);
+    let is_on = filter.is_on();
     let mut caches: Vec<_> = caches
         .into_iter()
         .map(|(name, cache)| {
             let slabs = cache.total_objects.div_ceil(u64::from(cache.objects_per_slab.max(1)));
             let bytes = cache.total_objects * u64::from(cache.object_size);
-            (bytes, objects::bytes_for(slabs, cache.total_objects), name)
+            let is_named = filter.matches(&name, traits.get(&name)) && is_on;
+            (is_named, bytes, objects::bytes_for(slabs, cache.total_objects), name)
         })
         .collect();
+    if let Some(pattern) = filter.absent().next() {
+        bail!("no slab cache is called {pattern:?}; what is allocated by vmalloc is called {VMALLOC}");
+    }
     caches.sort_unstable_by(|a, b| b.cmp(a));
     let mut fitting = Fitting::default();
     let mut others = Vec::new();
-    for (bytes, takes, name) in caches {
-        if fitting.needed + takes > room {
-            fitting.unfit_bytes += bytes;
-            others.push(name);
-        } else {
+    for (is_named, bytes, takes, name) in caches {
+        if fitting.needed + takes <= room {
             fitting.needed += takes;
             fitting.names.insert(name);
+        } else if is_named {
+            let needed = units::bytes((fitting.needed + takes) as f64);
+            bail!("to look at {name} takes {needed} of our own memory: --max-memory allows more");
+        } else {
+            fitting.unfit_bytes += bytes;
+            others.push(name);
         }
     }
     if let Some(largest) = others.first() {
@@ -65,17 +78,11 @@ pub(super) struct Fitting {
 }
 
 /// The caches that the user wants to be told of.
-pub(super) fn named(survey: &Survey, filter: &mut Filter) -> Result<Vec<u16>> {
+pub(super) fn named(survey: &Survey, filter: &mut Filter) -> Vec<u16> {
     let traits = slab::read_traits(Path::new("/"), survey.caches.iter().map(|cache| cache.name.as_str()));
     let caches = (0_u16..).zip(&survey.caches);
     let named = caches.filter(|(_, cache)| filter.matches(&cache.name, traits.get(&cache.name)));
-    let named = named.map(|(cache, _)| cache).collect();
-    if let Some(pattern) = filter.absent().next() {
-        bail!(
-            "no slab cache with objects is called {pattern:?}; what is allocated by vmalloc is called {VMALLOC}"
-        );
-    }
-    Ok(named)
+    named.map(|(cache, _)| cache).collect()
 }
 
 /// All that have objects, the most bytes first.

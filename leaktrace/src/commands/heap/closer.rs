@@ -1,6 +1,9 @@
 //! A closer look at what nothing led to: objects come and go while everything is looked at.
 
-use std::{hash::BuildHasher as _, time::Duration};
+use std::{
+    hash::BuildHasher as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use rustc_hash::{FxBuildHasher, FxHashSet};
@@ -11,8 +14,7 @@ use crate::{
     report::heap::model::Heap,
 };
 
-/// Proofs at most, and the share of what is lost, one in so many, of which it may be unclear without another one.
-const MOST_PROOFS: usize = 2;
+/// The share of what is lost, one in so many, of which it may be unclear without another proof.
 const DOUBTFUL: usize = 100;
 /// Time in which the kernel frees what was given to `kfree_rcu` (`KFREE_DRAIN_JIFFIES`, five seconds), and more.
 const UNTIL_FREED: Duration = Duration::from_secs(7);
@@ -36,29 +38,41 @@ pub(super) fn look(
 ) -> Result<Option<Proven>> {
     let candidates: Vec<Candidate> = survey.unreached.iter().map(|one| candidate(*one, survey)).collect();
     let before = contents(prover, survey);
-    let mut proofs = 0;
-    let (mut proof, same) = loop {
-        let proof = prover.prove(candidates.clone(), work.left(), &mut |done, _| work.step(done))?;
-        proofs += 1;
+    let mut last: Option<Looked> = None;
+    let (mut proof, allocated, same) = loop {
+        let begun = Instant::now();
+        let proof = match prover.prove(candidates.clone(), work.left(), &mut |done, _| work.step(done)) {
+            Ok(proof) => proof,
+            Err(error) => match last {
+                Some(looked) => break looked,
+                None => return Err(error),
+            },
+        };
+        work.has_read(proof.cost.bytes * proof.cost.looks as u64);
         heap.scanned.bytes += proof.cost.bytes * proof.cost.looks as u64;
         heap.scanned.seconds += proof.cost.seconds;
         if let Some(why) = &proof.cut_short {
+            // What the one before it has found stands.
+            if let Some(looked) = last {
+                break looked;
+            }
             heap.scanned.cut_short = Some(why.clone());
             return Ok(None);
         }
         let after = contents(prover, survey);
         // Nobody has a pointer to what is lost, so nobody writes to it.
-        let same: Vec<bool> = (prover.surely_allocated(&candidates)?.into_iter())
-            .zip(before.iter().zip(&after))
-            .map(|(allocated, (before, after))| allocated && before.is_some() && before == after)
-            .collect();
+        let same: Vec<bool> =
+            before.iter().zip(&after).map(|(before, after)| before.is_some() && before == after).collect();
+        let allocated = prover.surely_allocated(&candidates)?;
+        let is_first = last.is_none();
+        let doubtful = is_doubtful(&proof, &allocated, &same);
+        let looked = (proof, allocated, same);
         // What was about to be freed has old pointers for some seconds.
-        if proofs == MOST_PROOFS || !is_doubtful(&proof, &same) || !work.rest(UNTIL_FREED)? {
-            break (proof, same);
+        if !is_first || !doubtful || !work.rest(UNTIL_FREED, begun.elapsed() * 2)? {
+            break looked;
         }
+        last = Some(looked);
     };
-    heap.scanned.unclear =
-        proof.found.iter().filter(|found| found.outcome == Outcome::Undecided).count() as u64;
     heap.notes.extend(proof.notes.iter().cloned());
     let seen = work.end(&survey.unreached)?;
     heap.notes.extend(seen.note);
@@ -70,19 +84,28 @@ pub(super) fn look(
         !seen.objects.contains(&one.address)
             && if is_slab { !sheaves.contains(&one.address) } else { there.contains(&one.address) }
     };
-    let found = survey.unreached.iter().zip(&proof.found).zip(same);
-    let lost =
-        found.map(|((one, found), same)| found.outcome == Outcome::Orphan && same && is_old(one)).collect();
+    let mut unclear = 0;
+    let mut lost = Vec::with_capacity(proof.found.len());
+    for (index, (one, found)) in survey.unreached.iter().zip(&proof.found).enumerate() {
+        let is_orphan = found.outcome == Outcome::Orphan && allocated[index] && is_old(one);
+        unclear += u64::from(found.outcome == Outcome::Undecided || is_orphan && !same[index]);
+        lost.push(is_orphan && same[index]);
+    }
+    heap.scanned.unclear = unclear;
     // Pages that nobody cleared are full of old pointers: what a lost area leads to was not lost with it.
     let is_area = |index: u32| candidates[index as usize].kind == Kind::Area;
     proof.edges.retain(|edge| !is_area(edge.from));
     Ok(Some(Proven { proof, lost }))
 }
 
+/// A proof, which of the objects were allocated whenever that was asked, and whose content stayed the same.
+type Looked = (Proof, Vec<bool>, Vec<bool>);
+
 /// Whether there are too many objects that nothing led to at first, and something does now although they did not change.
-fn is_doubtful(proof: &Proof, same: &[bool]) -> bool {
+fn is_doubtful(proof: &Proof, allocated: &[bool], same: &[bool]) -> bool {
     let (mut lost, mut doubtful) = (0, 0);
-    for (found, _) in proof.found.iter().zip(same).filter(|(_, same)| **same) {
+    let are_there = allocated.iter().zip(same).map(|(allocated, same)| *allocated && *same);
+    for (found, _) in proof.found.iter().zip(are_there).filter(|(_, is)| *is) {
         match found.outcome {
             Outcome::Orphan => lost += 1,
             Outcome::Held | Outcome::Undecided => doubtful += 1,

@@ -14,7 +14,7 @@ use crate::{
 /// Open files that are looked at in all.
 const MOST_FILES: usize = 500_000;
 /// Bytes that keeping an object in mind takes.
-const BYTES_EACH: u64 = 32;
+const BYTES_EACH: u64 = 100;
 /// Caches whose objects lead to everybody's.
 const COMMON: [&str; 19] = [
     "cred",
@@ -53,13 +53,16 @@ pub(super) struct Files {
     /// Of each file its name's number.
     names_of: Vec<u32>,
     names: Vec<Named>,
+    /// Whether there are more files than were looked at.
+    more: bool,
 }
 
 impl Files {
     /// Looks at the open files of all processes; `room` is how many bytes it may take.
     pub(super) fn read(prover: &Prover, survey: &Survey, room: u64) -> Self {
         let (mut opened, mut names_of, mut names) = (Vec::new(), Vec::new(), Vec::<Named>::new());
-        for (process, opener) in (0..).zip(prover.openers(MOST_FILES)) {
+        let (openers, more) = prover.openers(MOST_FILES);
+        for (process, opener) in (0..).zip(openers) {
             let first = names.len();
             for file in &opener.files {
                 let what = what(&opener, file);
@@ -84,7 +87,7 @@ impl Files {
         };
         let most = usize::try_from(room / BYTES_EACH).unwrap_or(usize::MAX);
         let claims = claim(&survey.objects, &opened, &is_common, &mut words, most);
-        Self { claims, names_of, names }
+        Self { claims, names_of, names, more }
     }
 
     /// The files that an object hangs on, and nothing else does.
@@ -94,8 +97,14 @@ impl Files {
 
     /// What is not known, if it is not all.
     pub(super) fn note(&self) -> Option<String> {
-        let cut = "more hangs on open files than could be kept in mind: --max-memory gives more";
-        self.claims.cut.then(|| cut.to_owned())
+        if self.claims.cut {
+            return Some(
+                "more hangs on open files than could be kept in mind: --max-memory gives more".to_owned(),
+            );
+        }
+        let cut =
+            "more files are open than were looked at: some that hang on them are told as held by others";
+        self.more.then(|| cut.to_owned())
     }
 }
 
@@ -104,7 +113,7 @@ fn what(opener: &Opener, file: &File) -> String {
     fds::what(Path::new("/"), opener.pid, file.descriptor).unwrap_or_else(|_| "file".to_owned())
 }
 
-/// Where looking begins. The inode of a pipe or a socket is its alone.
+/// Where looking begins. The inode of a pipe or a socket belongs to nothing else.
 fn begins(file: &File, what: &str) -> Vec<u64> {
     if matches!(what, "pipe" | "socket") {
         vec![file.address, file.private, file.inode]

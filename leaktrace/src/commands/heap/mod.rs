@@ -37,8 +37,9 @@ use crate::{
     report::{
         escape,
         heap::{
-            difference, forms,
-            model::{Amount, Heap, SCHEMA, Scanned},
+            difference,
+            forms::{self, HeapForm},
+            model::{Amount, Asked, Heap, SCHEMA, Scanned},
             text,
         },
     },
@@ -56,6 +57,9 @@ const DEFAULT_LIMIT: Limit = Limit { bytes: 256 << 30, time: Duration::from_mins
 /// # Errors
 /// When memory cannot be read, or the answer cannot be written.
 pub(super) fn run(args: &HeapArgs) -> Result<()> {
+    if args.watch.is_some() && args.format == HeapForm::Csv {
+        bail!("--watch has no form in CSV, which has one line for each kind of lost objects");
+    }
     let output = Output::open(args.output.as_deref())?;
     let mut filter = Filter::new(&args.cache)?;
     privilege::check()?;
@@ -111,10 +115,11 @@ fn look_once(
     // Objects are read once more, when something leads to them.
     let mut work = Work::begin((runtime, stop), pace, (limit, bytes * (LOOKS as u64 + 2)), &args.refuse);
     let room = args.max_memory.unwrap_or_else(|| MOST_MEMORY.min(machine.memory / PART_OF_MEMORY));
-    let fitting = caches::fitting(room)?;
+    let fitting = caches::fitting(room, filter)?;
     if !args.quiet {
         say(&escape(&work.plan(bytes, fitting.needed)));
     }
+    work.resume();
     let heap = politely(|| look(&prover, &machine, (filter, args, makers), (fitting, room), &mut work))?;
     work.finish();
     Ok(heap)
@@ -133,18 +138,22 @@ fn look(
     work.has_read(survey.bytes);
     let mut heap = begun(machine, &survey, fitting.needed);
     heap.scanned.unfit_bytes = fitting.unfit_bytes;
+    heap.asked = Asked { caches: args.cache.clone(), module: args.module.clone() };
     heap.notes.extend(fitting.note);
     if let Some(why) = survey.cut_short {
         heap.scanned.cut_short =
             Some(format!("{why} after {}: nothing is known to be lost", units::bytes(survey.bytes as f64)));
         return Ok(heap);
     }
+    if heap.scanned.objects == 0 {
+        bail!("no object of slab could be read: this kernel has it in a way that leaktrace does not know");
+    }
     let symbols = Symbols::read(Path::new("/")).unwrap_or_else(|_| Symbols::empty());
     let areas = prover.vmalloced();
     heap.scanned.areas = areas.len() as u64;
     heap.scanned.left_out += areas::add(&mut survey, &areas, &symbols);
     heap.caches = caches::all(&survey);
-    let named = caches::named(&survey, filter)?;
+    let named = caches::named(&survey, filter);
     let areas = areas.into_iter().collect();
     let Some(Proven { proof, lost }) = closer::look(prover, (&survey, &areas), &mut heap, work)? else {
         return Ok(heap);

@@ -60,7 +60,7 @@ impl<'a> Work<'a> {
             format!(", and {bytes} of the kernel's for what is allocated meanwhile")
         });
         format!(
-            "Looking at {} of kernel memory, five times, for up to {}. It takes {} of our own memory to note objects{meanwhile}. Ctrl-C ends it.",
+            "Looking at {} of kernel memory five times, eight times if something is unclear, for up to {}. It takes {} of our own memory to note objects{meanwhile}. Ctrl-C ends it.",
             units::bytes(bytes as f64),
             units::seconds(self.limit.time.as_secs_f64()),
             units::bytes(own as f64),
@@ -77,6 +77,11 @@ impl<'a> Work<'a> {
         self.pace.finish();
     }
 
+    /// Goes on: what was done until now was no work of this.
+    pub(super) fn resume(&mut self) {
+        self.pace.resume();
+    }
+
     /// Rests after so many bytes of this part of the work; false when it is to end.
     pub(super) fn step(&mut self, done: u64) -> Result<bool> {
         let done = (self.before + done).min(self.expected);
@@ -89,9 +94,9 @@ impl<'a> Work<'a> {
         Ok(!stopped)
     }
 
-    /// Rests for a while; false when it is to end, or there is no time for it.
-    pub(super) fn rest(&mut self, time: Duration) -> Result<bool> {
-        if self.left().time < time * 2 {
+    /// Rests for a while; false when it is to end, or there is no time for it and for so much work behind it.
+    pub(super) fn rest(&mut self, time: Duration, work: Duration) -> Result<bool> {
+        if self.left().time < time + work {
             return Ok(false);
         }
         let stopped = self.runtime.block_on(self.stop.wait_until(Deadline::now() + time));

@@ -11,6 +11,8 @@ const LEAST_SHARE: f64 = 0.25;
 /// Time that is kept for what comes after the looks, as a share of the limit.
 const SPARE: f64 = 0.1;
 
+/// From one in so many of the bytes on it is told how long the rest takes.
+const FIRST: u64 = 100;
 /// The lowest priority that there is.
 const NICEST: i32 = 19;
 
@@ -51,10 +53,9 @@ impl Pace {
         ));
         let left = self.limit.saturating_sub(self.begun.elapsed());
         let needed = needed(self.busy, (done, expected), left);
-        // Behind all others nothing is done where they have all CPUs.
-        if needed >= 1.0 {
-            set_priority(0);
-        }
+        // The first bytes say little. Behind all others nothing is done where they have all CPUs.
+        let needed = if done.saturating_mul(FIRST) < expected { 0.0 } else { needed };
+        set_priority(if needed >= 1.0 { 0 } else { NICEST });
         worked.mul_f64(1.0 / self.share.max(needed).min(1.0) - 1.0)
     }
 

@@ -30,8 +30,18 @@ pub fn of(before: &Heap, after: &Heap) -> Grown {
     }
     for (name, heap) in [("first", before), ("second", after)] {
         if let Some(why) = &heap.scanned.cut_short {
-            notes.push(format!("the {name} look knows of nothing that is lost: {why}"));
+            notes.push(format!("the {name} look came to no end: {why}"));
         }
+    }
+    if !notes.is_empty() {
+        let taken = [before.taken.clone(), after.taken.clone()];
+        return Grown { schema: GROWN_SCHEMA.to_owned(), taken, seconds, notes, ..Grown::default() };
+    }
+    if before.asked != after.asked {
+        notes.push(
+            "the two looks were asked for different caches or modules: what is lost cannot be compared"
+                .to_owned(),
+        );
     }
     let lost =
         |heap: &Heap| sums(heap.groups.iter().map(|group| (lost_key(group), group.objects, group.bytes)));
@@ -103,10 +113,19 @@ pub fn render(grown: &Grown, width: usize) -> String {
 
 fn write(out: &mut String, grown: &Grown, width: usize) -> fmt::Result {
     let time = units::seconds(grown.seconds);
-    let lost = |at: usize| grown.lost.iter().map(|growth| growth.objects[at]).sum::<u64>() as i64;
+    let lost = |at: usize| {
+        grown
+            .lost
+            .iter()
+            .fold(0_u64, |sum, growth| sum.saturating_add(growth.objects[at]))
+            .min(i64::MAX as u64) as i64
+    };
     let lost = lost(1).saturating_sub(lost(0));
     let objects = units::plural(usize::try_from(lost.unsigned_abs()).unwrap_or(usize::MAX), "object");
     let line = match lost {
+        _ if grown.lost.is_empty() && grown.caches.is_empty() && !grown.notes.is_empty() => {
+            "UNKNOWN  The two looks cannot be compared.".to_owned()
+        }
         0 => format!("In {time} no more objects were lost."),
         1.. => format!("In {time} {objects} more were lost."),
         _ => format!("Lost are {objects} fewer than {time} before."),
@@ -198,6 +217,6 @@ mod tests {
         let grown = of(&heap("no time", 1, 1), &other);
         assert!(grown.notes[0].contains("two boots"), "{:?}", grown.notes);
         assert!((grown.seconds, grown.lost.len()) == (0.0, 0), "{grown:?}");
-        assert!(render(&grown, 80).contains("no more objects were lost"));
+        assert!(render(&grown, 80).starts_with("UNKNOWN  The two looks cannot be compared."));
     }
 }

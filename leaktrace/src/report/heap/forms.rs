@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 use super::{
+    difference,
     model::{Group, Heap, Holding},
     text::{self, held_by, name, what},
 };
@@ -19,6 +20,8 @@ use crate::{
 };
 
 const STYLE: &str = include_str!("../forms/page/page.css");
+/// Columns of what grew.
+const WIDTH: usize = 100;
 const HEADER: [&str; 10] = [
     "verdict",
     "cache",
@@ -105,6 +108,9 @@ fn write_markdown(out: &mut String, heap: &Heap) -> fmt::Result {
     }
     for note in &heap.notes {
         writeln!(out, "* note: {}", plain(note))?;
+    }
+    if let Some(grown) = &heap.grown {
+        writeln!(out, "\n```\n{}```", difference::render(grown, WIDTH).replace("```", "~~~"))?;
     }
     Ok(())
 }
@@ -195,6 +201,10 @@ fn write_html(out: &mut String, heap: &Heap) -> fmt::Result {
     for note in &heap.notes {
         writeln!(out, "<p class=\"note\">{}</p>", html_text(note))?;
     }
+    if let Some(grown) = &heap.grown {
+        let text = difference::render(grown, WIDTH);
+        writeln!(out, "<section>\n<h2>What grew</h2>\n<pre>{}</pre>\n</section>", html_lines(&text))?;
+    }
     writeln!(out, "</main>\n</body>\n</html>")
 }
 
@@ -233,6 +243,11 @@ fn table(
         writeln!(out, "</tr>")?;
     }
     writeln!(out, "</tbody>\n</table></div>\n</section>")
+}
+
+/// The same of lines, which stay lines.
+fn html_lines(text: &str) -> String {
+    text.lines().map(|line| html_text(line) + "\n").collect()
 }
 
 /// Text as text: what the kernel has in its memory may be anything.

@@ -25,6 +25,8 @@ pub struct Heap {
     pub boot: String,
     /// When it was looked, in RFC 3339.
     pub taken: String,
+    /// What was asked for.
+    pub asked: Asked,
     /// What was looked at.
     pub scanned: Scanned,
     /// What nothing leads to, together.
@@ -41,6 +43,15 @@ pub struct Heap {
     pub grown: Option<Grown>,
     /// What could not be looked at or told apart.
     pub notes: Vec<String>,
+}
+
+/// What was asked for; nothing is everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Patterns of names of caches.
+    pub caches: Vec<String>,
+    /// A module.
+    pub module: Option<String>,
 }
 
 /// What was looked at.
@@ -64,7 +75,7 @@ pub struct Scanned {
     pub memory_bytes: u64,
     /// Objects that nothing led to at first, and were looked at once more.
     pub candidates: u64,
-    /// Objects of which it is not clear: they changed meanwhile, or looks differ.
+    /// Objects of which it is not clear: nothing leads to them and their content changed, or looks differ.
     pub unclear: u64,
     /// Objects that nothing led to, and that were too many to be looked at once more.
     pub left_out: u64,

@@ -75,15 +75,11 @@ fn whose(heap: &Heap) -> String {
 pub(super) fn is_known(heap: &Heap) -> bool {
     let scanned = &heap.scanned;
     let open = scanned.left_out + scanned.unclear + scanned.unfit_bytes;
-    scanned.cut_short.is_none() && (scanned.lost_in_all > 0 || open == 0)
+    scanned.cut_short.is_none() && open == 0
 }
 
 /// What it comes to where nothing that was asked for is lost.
 fn nothing_lost(scanned: &Scanned) -> String {
-    if scanned.lost_in_all > 0 {
-        let others = units::plural(scanned.lost_in_all as usize, "object");
-        return format!("OK  Nothing that was asked for is lost, but {others} of others.");
-    }
     let open = scanned.left_out + scanned.unclear;
     if scanned.unfit_bytes > 0 {
         let unfit = units::bytes(scanned.unfit_bytes as f64);
@@ -94,6 +90,10 @@ fn nothing_lost(scanned: &Scanned) -> String {
     if open > 0 {
         let open = units::plural(open as usize, "object");
         return format!("UNKNOWN  Nothing is known to be lost, but of {open} it is not clear.");
+    }
+    if scanned.lost_in_all > 0 {
+        let others = units::plural(scanned.lost_in_all as usize, "object");
+        return format!("OK  Nothing that was asked for is lost, but {others} of others.");
     }
     "OK  Something leads to every object of slab and every area of vmalloc: nothing is lost.".to_owned()
 }
@@ -218,7 +218,11 @@ pub(super) fn held_by(holding: &Holding, verbose: bool) -> String {
         .take(if verbose { usize::MAX } else { HOLDERS })
         .map(|holder| format!("{:.0} % {}", holder.objects as f64 * 100.0 / all, by(holder)))
         .collect();
-    if told.is_empty() { "held by many, each a little".to_owned() } else { told.join("; ") }
+    match (told.is_empty(), holding.holders.is_empty()) {
+        (false, _) => told.join("; "),
+        (true, false) => "held by many, each a little".to_owned(),
+        (true, true) => "what holds them was not found".to_owned(),
+    }
 }
 
 /// What objects hang on, as the rest of a sentence.
