@@ -13,8 +13,9 @@ use super::{
 const MOST_NAME: usize = 64;
 /// What is known of free objects on lists of CPUs is asked again after this time.
 const FRESH: Duration = Duration::from_millis(500);
-/// The same of the slabs that CPUs allocate from: what is free there changes with each allocation, and a machine may have
-/// hundreds of CPUs to be asked for each slab.
+/// What is free in the slabs that CPUs allocate from changes with each allocation, and is asked for each slab; where there are
+/// more CPUs than these, once in so long for all slabs of a cache.
+const FEW_CPUS: usize = 16;
 const FRESH_LISTS: Duration = Duration::from_millis(20);
 /// Objects that a sheaf may have (`mm/slub.c` gives 4 to 252).
 const MOST_IN_SHEAF: u64 = 1_024;
@@ -137,7 +138,8 @@ impl<'a> Slabs<'a> {
     fn lists_of_cpus(&mut self, address: u64, cache: &Cache, base: u64) -> Vec<u64> {
         let memory = self.memory;
         let now = Instant::now();
-        let old = |(read, _): &(Instant, _)| now - *read > FRESH_LISTS;
+        let are_few = memory.cpus.len() <= FEW_CPUS;
+        let old = |(read, _): &(Instant, _)| are_few || now - *read > FRESH_LISTS;
         if self.of_cpus.get(&address).is_none_or(old) {
             self.of_cpus.insert(address, (now, slabs_of_cpus(memory, cache)));
         }

@@ -48,6 +48,8 @@ const IN_CACHES: [(&str, u64); 5] = [
 /// Old pointers may lead to some that are lost: in each cache one in a hundred, and two structures of four; of all one in fifty.
 const MISSED: u64 = 8;
 const MISSED_OF_ALL: u64 = 50;
+/// Addresses of vmalloc are used again and again, and old pointers lead to more of them.
+const MISSED_AREAS: u64 = 15;
 /// Objects and areas that are lost in all.
 const ALL: u64 = 300 + 300 + 100 * 2 + 20 * 5 + 20 * 10 + 60;
 /// What this process opens: pipes, watches of one inotify, and sockets; and names that it looks up in vain.
@@ -221,7 +223,7 @@ fn lost(heap: &Value, cache: &str, objects: u64) -> bool {
     let groups: Vec<&Value> = items(&heap["groups"]).filter(|group| group["cache"] == cache).collect();
     let of_driver = |group: &&&Value| group["module"] == driver::NAME;
     let found: u64 = groups.iter().filter(of_driver).map(|group| number(&group["objects"])).sum();
-    let missing = objects / 100 + MISSED;
+    let missing = if cache == "vmalloc" { MISSED_AREAS } else { objects / 100 + MISSED };
     let nameless = matches!(cache, "kmalloc-512" | "radix_tree_node");
     let all: u64 = groups.iter().map(|group| number(&group["objects"])).sum();
     let right = all <= objects + MISSED && if nameless { all } else { found } + missing >= objects;
