@@ -45,11 +45,11 @@ const IN_CACHES: [(&str, u64); 5] = [
     ("radix_tree_node", 20),
     ("vmalloc", 60),
 ];
-/// Old pointers may lead to some that are lost: in each cache one in a hundred, and two structures of four; of all one in fifty.
+/// Old pointers may lead to some that are lost: in each cache one in a hundred, and two structures of four; of all one in thirty.
 const MISSED: u64 = 8;
-const MISSED_OF_ALL: u64 = 50;
+const MISSED_OF_ALL: u64 = 30;
 /// Addresses of vmalloc are used again and again, and old pointers lead to more of them.
-const MISSED_AREAS: u64 = 15;
+const MISSED_AREAS: u64 = 20;
 /// Objects and areas that are lost in all.
 const ALL: u64 = 300 + 300 + 100 * 2 + 20 * 5 + 20 * 10 + 60;
 /// What this process opens: pipes, watches of one inotify, and sockets; and names that it looks up in vain.
