@@ -8,7 +8,7 @@ use super::{kmemleak, output, saved};
 use crate::{
     cli::{CompareArgs, Format},
     proc::kmemleak::Listing,
-    report::{self, forms::without_controls},
+    report::{self, forms::json},
 };
 
 /// Compares, and tells.
@@ -25,9 +25,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<()> {
     }
     kmemleak::compare_saved(&listing, &mut report);
     let text = match args.format {
-        Format::Json => {
-            without_controls(&serde_json::to_string_pretty(&report).context("cannot write JSON")?) + "\n"
-        }
+        Format::Json => json(&report)?,
         Format::Text => report::kmemleak::render(&report, output::width()),
     };
     output::Output::Stdout.write(text.as_bytes())

@@ -1,6 +1,6 @@
 //! `leaktrace diff`: how two reports, or two looks at the heap, differ.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::{
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     cli::{DiffArgs, Format},
-    report::{difference, forms::without_controls, heap::difference as heap, known, plausible::Saved},
+    report::{difference, forms::json, heap::difference as heap, known, plausible::Saved},
 };
 
 /// Compares, and tells.
@@ -39,9 +39,7 @@ pub(super) fn run(args: &DiffArgs) -> Result<()> {
 
 fn told(format: Format, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<String> {
     Ok(match format {
-        Format::Json => {
-            without_controls(&serde_json::to_string_pretty(answer).context("cannot write JSON")?) + "\n"
-        }
+        Format::Json => json(answer)?,
         Format::Text => text(),
     })
 }

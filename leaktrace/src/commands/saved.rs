@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::output::say;
 use crate::{
+    kernel::machine::boot_id,
     recording,
     report::{
         escape,
@@ -62,6 +63,21 @@ pub(super) fn read_any(path: &Path) -> Result<Saved> {
         return read(path).map(|report| Saved::Report(Box::new(report)));
     }
     plausible::parse_any(&bytes(path)?, &path.display().to_string())
+}
+
+/// Refuses a report of another boot, whose addresses mean nothing now.
+///
+/// # Errors
+/// When it is one, or the kernel does not say which boot this is.
+pub(super) fn is_of_this_boot(report: &Report, path: &Path) -> Result<()> {
+    let now = boot_id(Path::new("/")).context("this kernel does not say which boot this is")?;
+    if report.machine.boot_id != now {
+        bail!(
+            "{} was made before this machine was started: the addresses in it mean nothing now",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>> {

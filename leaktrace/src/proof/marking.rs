@@ -10,7 +10,7 @@ use super::{
     areas::Area,
     looks::Step,
     place::{AREAS, INTERRUPT_STACK, Place, What, Whose},
-    scan::{CHUNK, NODES, Scan, WORDS, runs},
+    scan::{CHUNK, NODES, Scan, WORDS, parts, runs},
     survey::{MOST_PLACES, Survey, Surveyed},
     vmalloc::Marks,
 };
@@ -322,11 +322,10 @@ impl<'a, 's> Surveyor<'a, 's> {
             return None;
         }
         let next = *words.get(index + 1)?;
-        let (low, high) = (next & 0xffff_ffff, next >> 32);
-        [(low, high), (high, low)].into_iter().find_map(|(offset, length)| {
+        parts(next, memory.page_bytes).find_map(|(offset, length)| {
             let object = objects.at(memory.address(frame) + offset)?;
             let size = u64::from(objects.slab(object.slab).size);
-            let fits = offset < memory.page_bytes && length > 0 && object.offset + length <= size;
+            let fits = object.offset + length <= size;
             (fits && objects.is_open(object)).then_some(object)
         })
     }

@@ -162,6 +162,12 @@ pub(super) fn bytes(memory: &Memory, flags: &PageFlags) -> Result<u64> {
     Ok(pages * memory.page_bytes)
 }
 
+/// Offset in a page and length, as a word behind a page's address may have them, in both orders.
+pub(super) fn parts(word: u64, page_bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+    let (low, high) = (word & 0xffff_ffff, word >> 32);
+    [(low, high), (high, low)].into_iter().filter(move |&(offset, length)| offset < page_bytes && length > 0)
+}
+
 /// Runs of page frames that are looked at, from and up to.
 pub(super) fn runs(chunk: &Chunk, memory: &Memory) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
@@ -319,15 +325,10 @@ impl Scan<'_> {
     /// What is pointed to by a page and the word behind that: `scatterlist` has the offset first, `bio_vec` the length.
     /// No length leads out of the object.
     fn by_page(&self, page: u64, next: u64) -> Option<Pointed> {
-        let (low, high) = (next & 0xffff_ffff, next >> 32);
-        [(low, high), (high, low)]
-            .into_iter()
-            .filter(|&(offset, length)| offset < self.memory.page_bytes && length > 0)
-            .find_map(|(offset, length)| {
-                let pointed = self.targets.pointed_to(page + offset)?;
-                (pointed.stands == Stands::Itself && pointed.offset + length <= pointed.bytes)
-                    .then_some(pointed)
-            })
+        parts(next, self.memory.page_bytes).find_map(|(offset, length)| {
+            let pointed = self.targets.pointed_to(page + offset)?;
+            (pointed.stands == Stands::Itself && pointed.offset + length <= pointed.bytes).then_some(pointed)
+        })
     }
 
     fn root(&mut self, pointed: Pointed, place: Place) {

@@ -81,6 +81,8 @@ pub struct Survey {
     pub objects: Objects,
     /// Those that nothing leads to.
     pub unreached: Vec<Unreached>,
+    /// What was allocated by vmalloc when it began.
+    pub areas: Vec<Vmalloced>,
     /// Areas of vmalloc that nothing leads to.
     pub unreached_areas: Vec<Vmalloced>,
     /// Where the others hang on what is no slab's.
@@ -119,10 +121,11 @@ impl Prover {
             (limit, expected, step),
         );
         let done = surveyor.list(wanted)? && surveyor.mark_from_outside()? && surveyor.mark_on()?;
-        let unreached_areas = surveyor.unreached_areas().map(|area| vmalloced(&area)).collect();
+        let unreached_areas = surveyor.unreached_areas().map(|area| Vmalloced::from(&area)).collect();
         let (took, reading) = surveyor.times();
         survey.took = took;
         survey.reading = reading;
+        survey.areas = vmalloced(&areas);
         if done {
             survey.unreached_areas = unreached_areas;
             survey.conclude();
@@ -132,11 +135,7 @@ impl Prover {
 
     /// What is allocated by vmalloc now.
     pub fn vmalloced(&self) -> Vec<Vmalloced> {
-        let areas = Areas::read(&self.memory);
-        let areas = areas.all().iter().filter(|area| area.allocated > 0);
-        areas
-            .map(|area| Vmalloced { start: area.start, bytes: area.allocated, caller: area.caller })
-            .collect()
+        vmalloced(&Areas::read(&self.memory))
     }
 
     /// What lies at an address, in words.
@@ -189,8 +188,14 @@ impl Prover {
     }
 }
 
-fn vmalloced(area: &Area) -> Vmalloced {
-    Vmalloced { start: area.start, bytes: area.allocated, caller: area.caller }
+fn vmalloced(areas: &Areas) -> Vec<Vmalloced> {
+    areas.all().iter().filter(|area| area.allocated > 0).map(Vmalloced::from).collect()
+}
+
+impl From<&Area> for Vmalloced {
+    fn from(area: &Area) -> Self {
+        Self { start: area.start, bytes: area.allocated, caller: area.caller }
+    }
 }
 
 impl Survey {

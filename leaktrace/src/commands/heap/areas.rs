@@ -14,12 +14,12 @@ const MOST_CALLERS: usize = 1_000;
 
 /// Notes all areas by who allocated them, and has those looked at more closely that nothing led to. Returns how many are left
 /// out.
-pub(super) fn add(survey: &mut Survey, areas: &[Vmalloced], symbols: &Symbols) -> u64 {
+pub(super) fn add(survey: &mut Survey, symbols: &Symbols) -> u64 {
     let first = survey.caches.len();
     let unreached: FxHashSet<Vmalloced> = survey.unreached_areas.iter().copied().collect();
     let mut numbers: FxHashMap<(String, Option<String>), u16> = FxHashMap::default();
     let mut left_out = 0;
-    for area in areas {
+    for area in &survey.areas {
         let location = symbols.locate_return(area.caller);
         let module = location.as_ref().and_then(|location| location.module.map(str::to_owned));
         let key = (location.map_or_else(String::new, |location| location.symbol.to_owned()), module);

@@ -10,7 +10,7 @@ use crate::{
     analysis::objects,
     commands::filter::Filter,
     proc::slab,
-    proof::{Kind, Survey},
+    proof::{Kind, Survey, Surveyed},
     report::heap::model::Cache,
     units,
 };
@@ -26,22 +26,27 @@ const HOLDERS_OF_NAMED: usize = 32;
 pub(super) fn fitting(room: u64, filter: &mut Filter) -> Result<Fitting> {
     let caches = slab::read_slabinfo(Path::new("/"))?;
     let traits = slab::read_traits(Path::new("/"), caches.keys().map(String::as_str));
-    filter.matches(VMALLOC, None);
+    let mut fitting = Fitting::default();
+    if filter.matches(VMALLOC, None) {
+        fitting.asked.insert(VMALLOC.to_owned());
+    }
     let is_on = filter.is_on();
     let mut caches: Vec<_> = caches
         .into_iter()
         .map(|(name, cache)| {
             let slabs = cache.total_objects.div_ceil(u64::from(cache.objects_per_slab.max(1)));
             let bytes = cache.total_objects * u64::from(cache.object_size);
-            let is_named = filter.matches(&name, traits.get(&name)) && is_on;
-            (is_named, bytes, objects::bytes_for(slabs, cache.total_objects), name)
+            let is_asked = filter.matches(&name, traits.get(&name));
+            if is_asked {
+                fitting.asked.insert(name.clone());
+            }
+            (is_asked && is_on, bytes, objects::bytes_for(slabs, cache.total_objects), name)
         })
         .collect();
     if let Some(pattern) = filter.absent().next() {
         bail!("no slab cache is called {pattern:?}; what is allocated by vmalloc is called {VMALLOC}");
     }
     caches.sort_unstable_by(|a, b| b.cmp(a));
-    let mut fitting = Fitting::default();
     let mut others = Vec::new();
     for (is_named, bytes, takes, name) in caches {
         if fitting.needed + takes <= room {
@@ -70,19 +75,13 @@ pub(super) fn fitting(room: u64, filter: &mut Filter) -> Result<Fitting> {
 #[derive(Default)]
 pub(super) struct Fitting {
     pub(super) names: FxHashSet<String>,
+    /// Those that the user wants to be told of, and vmalloc if it is one.
+    pub(super) asked: FxHashSet<String>,
     /// Bytes of our own that they need.
     pub(super) needed: u64,
     /// Bytes of the others.
     pub(super) unfit_bytes: u64,
     pub(super) note: Option<String>,
-}
-
-/// The caches that the user wants to be told of.
-pub(super) fn named(survey: &Survey, filter: &mut Filter) -> Vec<u16> {
-    let traits = slab::read_traits(Path::new("/"), survey.caches.iter().map(|cache| cache.name.as_str()));
-    let caches = (0_u16..).zip(&survey.caches);
-    let named = caches.filter(|(_, cache)| filter.matches(&cache.name, traits.get(&cache.name)));
-    named.map(|(cache, _)| cache).collect()
 }
 
 /// All that have objects, the most bytes first.
@@ -99,17 +98,14 @@ pub(super) fn all(survey: &Survey) -> Vec<Cache> {
     all
 }
 
-/// Those of them that take the most.
-pub(super) fn largest(survey: &Survey, named: &[u16], by_name: bool) -> Vec<u16> {
-    let mut caches: Vec<u16> = named.to_vec();
-    caches.retain(|&cache| {
-        let cache = &survey.caches[usize::from(cache)];
-        cache.kind == Kind::Slab && cache.objects > 0
-    });
-    caches.sort_by_key(|&cache| {
-        let cache = &survey.caches[usize::from(cache)];
-        std::cmp::Reverse(cache.objects * cache.size)
-    });
+/// Those that take the most, of the ones that were asked for.
+pub(super) fn largest(survey: &Survey, asked: &FxHashSet<String>, by_name: bool) -> Vec<u16> {
+    let is_asked = |of: &Surveyed| of.kind == Kind::Slab && of.objects > 0 && asked.contains(&of.name);
+    let mut caches: Vec<(u64, u16)> = (survey.caches.iter().zip(0..))
+        .filter(|(of, _)| is_asked(of))
+        .map(|(of, number)| (of.bytes, number))
+        .collect();
+    caches.sort_by_key(|&(bytes, _)| std::cmp::Reverse(bytes));
     caches.truncate(if by_name { HOLDERS_OF_NAMED } else { HOLDERS_OF });
-    caches
+    caches.into_iter().map(|(_, number)| number).collect()
 }

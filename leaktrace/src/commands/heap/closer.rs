@@ -32,7 +32,7 @@ pub(super) struct Proven {
 /// When memory cannot be read.
 pub(super) fn look(
     prover: &Prover,
-    (survey, areas_before): (&Survey, &FxHashSet<Vmalloced>),
+    survey: &Survey,
     heap: &mut Heap,
     work: &mut Work<'_>,
 ) -> Result<Option<Proven>> {
@@ -77,8 +77,9 @@ pub(super) fn look(
     let seen = work.end(&survey.unreached)?;
     heap.notes.extend(seen.note);
     let sheaves = prover.sheaves();
-    let areas: FxHashSet<Vmalloced> = prover.vmalloced().into_iter().collect();
-    let there: FxHashSet<u64> = areas_before.intersection(&areas).map(|area| area.start).collect();
+    let now: FxHashSet<Vmalloced> = prover.vmalloced().into_iter().collect();
+    let there: FxHashSet<u64> =
+        survey.areas.iter().filter(|area| now.contains(area)).map(|area| area.start).collect();
     let is_old = |one: &Unreached| {
         let is_slab = survey.caches[usize::from(one.cache)].kind == Kind::Slab;
         !seen.objects.contains(&one.address)

@@ -2,10 +2,10 @@
 
 use std::{cell::RefCell, path::Path};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use rustc_hash::FxHashMap;
 
-use crate::{commands::saved, kernel::machine::boot_id, proc::alloc_traces, report::heap::model::Maker};
+use crate::{commands::saved, proc::alloc_traces, report::heap::model::Maker};
 
 /// Functions that are named of one group.
 const NAMED: usize = 3;
@@ -26,13 +26,7 @@ impl Makers {
     pub(super) fn read(report: Option<&Path>) -> Result<Self> {
         let Some(path) = report else { return Ok(Self::default()) };
         let report = saved::read(path)?;
-        let now = boot_id(Path::new("/")).context("this kernel does not say which boot this is")?;
-        if report.machine.boot_id != now {
-            bail!(
-                "{} was made before this machine was started: the addresses in it mean nothing now",
-                path.display()
-            );
-        }
+        saved::is_of_this_boot(&report, path)?;
         let of = |finding: &crate::report::model::Finding| finding.responsible.label();
         let all = report
             .findings

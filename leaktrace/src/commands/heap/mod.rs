@@ -14,6 +14,7 @@ mod work;
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use rustc_hash::FxHashSet;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{runtime::Runtime, time::Instant as Deadline};
 
@@ -111,16 +112,17 @@ fn look_once(
             units::bytes(limit.bytes as f64)
         );
     }
+    let room = args.max_memory.unwrap_or_else(|| MOST_MEMORY.min(machine.memory / PART_OF_MEMORY));
+    // Refuses before anything is attached.
+    let fitting = caches::fitting(room, filter)?;
     let pace = Pace::new(args.overhead / 100.0, machine.online_cpus, limit.time, args.quiet);
     // Objects are read once more, when something leads to them.
     let mut work = Work::begin((runtime, stop), pace, (limit, bytes * (LOOKS as u64 + 2)), &args.refuse);
-    let room = args.max_memory.unwrap_or_else(|| MOST_MEMORY.min(machine.memory / PART_OF_MEMORY));
-    let fitting = caches::fitting(room, filter)?;
     if !args.quiet {
         say(&escape(&work.plan(bytes, fitting.needed)));
     }
     work.resume();
-    let heap = politely(|| look(&prover, &machine, (filter, args, makers), (fitting, room), &mut work))?;
+    let heap = politely(|| look(&prover, &machine, (args, makers), (fitting, room), &mut work))?;
     work.finish();
     Ok(heap)
 }
@@ -128,7 +130,7 @@ fn look_once(
 fn look(
     prover: &Prover,
     machine: &Machine,
-    (filter, args, makers): (&mut Filter, &HeapArgs, &Makers),
+    (args, makers): (&HeapArgs, &Makers),
     (fitting, room): (caches::Fitting, u64),
     work: &mut Work<'_>,
 ) -> Result<Heap> {
@@ -149,33 +151,30 @@ fn look(
         bail!("no object of slab could be read: this kernel has it in a way that leaktrace does not know");
     }
     let symbols = Symbols::read(Path::new("/")).unwrap_or_else(|_| Symbols::empty());
-    let areas = prover.vmalloced();
-    heap.scanned.areas = areas.len() as u64;
-    heap.scanned.left_out += areas::add(&mut survey, &areas, &symbols);
+    heap.scanned.areas = survey.areas.len() as u64;
+    heap.scanned.left_out += areas::add(&mut survey, &symbols);
     heap.caches = caches::all(&survey);
-    let named = caches::named(&survey, filter);
-    let areas = areas.into_iter().collect();
-    let Some(Proven { proof, lost }) = closer::look(prover, (&survey, &areas), &mut heap, work)? else {
+    let Some(Proven { proof, lost }) = closer::look(prover, &survey, &mut heap, work)? else {
         return Ok(heap);
     };
     let files = Files::read(prover, &survey, room);
     heap.notes.extend(files.note());
     heap.holders = holders::of(
         (prover, &survey, &symbols),
-        &caches::largest(&survey, &named, !args.cache.is_empty()),
+        &caches::largest(&survey, &fitting.asked, !args.cache.is_empty()),
         &files,
     );
     groups::conclude(&mut heap, (prover, &survey, &symbols), (&proof, &lost), makers);
-    keep(&mut heap, (&survey, &named), args);
+    keep(&mut heap, &fitting.asked, args);
     Ok(heap)
 }
 
 /// Keeps what the user wants to be told of.
-fn keep(heap: &mut Heap, (survey, named): (&Survey, &[u16]), args: &HeapArgs) {
+fn keep(heap: &mut Heap, asked: &FxHashSet<String>, args: &HeapArgs) {
     heap.scanned.lost_in_all = heap.groups.iter().map(|group| group.objects).sum();
-    let is_named = |cache: &str| named.iter().any(|&named| survey.caches[usize::from(named)].name == cache);
-    heap.groups
-        .retain(|group| is_named(&group.cache) && (args.module.is_none() || group.module == args.module));
+    heap.groups.retain(|group| {
+        asked.contains(&group.cache) && (args.module.is_none() || group.module == args.module)
+    });
     heap.lost = Amount {
         objects: heap.groups.iter().map(|group| group.objects).sum(),
         bytes: heap.groups.iter().map(|group| group.bytes).sum(),

@@ -10,12 +10,8 @@ use super::{Pace, kind, makes_tables, open, pace, report, summary, word};
 use crate::{
     analysis::{steps, verdict::Proven},
     cli::{ProveArgs, limit_of},
-    commands::{assemble::steps::after_leak, output::Output, probe, saved, stop::Stop},
-    kernel::{
-        machine::{Machine, boot_id},
-        privilege,
-        symbols::Symbols,
-    },
+    commands::{assemble::steps::after_leak, output::Output, probe, saved, session, stop::Stop},
+    kernel::{machine::Machine, privilege, symbols::Symbols},
     proof::{Candidate, Limit},
     report::{headline, model::Report},
 };
@@ -29,20 +25,13 @@ pub(in crate::commands) fn run(args: &ProveArgs) -> Result<()> {
     let output = Output::open(args.output.as_deref())?;
     output.check(args.format)?;
     privilege::check()?;
-    let now = boot_id(Path::new("/")).context("this kernel does not say which boot this is")?;
-    if whole.machine.boot_id != now {
-        bail!(
-            "{} was made before this machine was started: the addresses in it mean nothing now",
-            args.report.display()
-        );
-    }
+    saved::is_of_this_boot(&whole, &args.report)?;
     let (candidates, places) = listed(&whole);
     if candidates.is_empty() {
         bail!("{} lists no objects of a leak or a suspect", args.report.display());
     }
     let prover = open()?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = session::runtime()?;
     let _guard = runtime.enter();
     let stop = Stop::new().context("cannot catch signals")?;
     let limit = limit_of(&args.prove_limit, Limit::default());

@@ -9,7 +9,6 @@ mod watch;
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::Instant;
 
@@ -17,7 +16,7 @@ use self::{depth::Openers, look::Looker, process::Subject, watch::Screen};
 use super::{
     assemble::coverage::own_cpu_s,
     output::{self, Output},
-    probe,
+    probe, session,
     stop::Stop,
 };
 use crate::{
@@ -32,7 +31,7 @@ use crate::{
         profile::{self, Places},
     },
     report::{
-        forms::without_controls,
+        forms::json,
         page::WIDTH,
         text::Style,
         triage::{model, model::Triage, process as process_report, text},
@@ -53,8 +52,7 @@ const KEPT: usize = 24;
 /// When nothing can be read of /proc, there is no such process, or the answer cannot be written.
 pub(super) fn run(args: &TriageArgs) -> Result<ExitCode> {
     let output = Output::open(args.output.as_deref())?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = session::runtime()?;
     let _guard = runtime.enter();
     let stop = Stop::new().context("cannot catch signals")?;
     let root = Path::new("/");
@@ -68,22 +66,18 @@ pub(super) fn run(args: &TriageArgs) -> Result<ExitCode> {
         runtime.block_on(watch(root, args, &stop, &style))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let json = args.format == Format::Json;
+    let in_json = args.format == Format::Json;
     let answer = if let Some(pid) = args.pid {
         let answer = runtime.block_on(one(root, pid, args.duration, &stop))?;
-        if json { to_json(&answer)? } else { process_report::render(&answer, &style) }
+        if in_json { json(&answer)? } else { process_report::render(&answer, &style) }
     } else {
         let mut session = Session::new(root)?;
         runtime.block_on(session.run(args.duration, &stop))?;
         let answer = session.answer();
-        if json { to_json(&answer)? } else { text::render(&answer, &style) }
+        if in_json { json(&answer)? } else { text::render(&answer, &style) }
     };
     output.write(answer.as_bytes())?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn to_json(answer: &impl Serialize) -> Result<String> {
-    Ok(without_controls(&serde_json::to_string_pretty(answer).context("cannot write JSON")?) + "\n")
 }
 
 /// Time between two looks of a window.

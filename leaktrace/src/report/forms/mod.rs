@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
+use serde::Serialize;
 
 pub(in crate::report) use self::{
     markdown::{code, plain},
@@ -65,10 +66,7 @@ impl Form {
 pub fn render(report: &Report, form: Form, style: &Style) -> Result<Vec<u8>> {
     Ok(match form {
         Form::Text => text::render(report, style).into_bytes(),
-        Form::Json => {
-            let json = serde_json::to_string_pretty(report).context("cannot write JSON")?;
-            (without_controls(&json) + "\n").into_bytes()
-        }
+        Form::Json => json(report)?.into_bytes(),
         Form::Html => html::render(report, false)?.into_bytes(),
         Form::Markdown => markdown::render(report).into_bytes(),
         Form::Csv => sheet::render(report)?,
@@ -76,6 +74,14 @@ pub fn render(report: &Report, form: Form, style: &Style) -> Result<Vec<u8>> {
         Form::Svg => folded::flame_graph(report)?.into_bytes(),
         Form::Pprof => pprof::render(report)?,
     })
+}
+
+/// Anything as JSON, for reading by people and programs.
+///
+/// # Errors
+/// When it cannot be written as JSON, which does not happen to our models.
+pub fn json(answer: &impl Serialize) -> Result<String> {
+    Ok(without_controls(&serde_json::to_string_pretty(answer).context("cannot write JSON")?) + "\n")
 }
 
 /// JSON whose strings have no character that a terminal might obey or show in another order: it knows the same by number.

@@ -7,13 +7,13 @@ use clap::ValueEnum;
 
 use super::{
     difference,
-    model::{Group, Heap, Holding},
-    text::{self, held_by, name, what},
+    model::{Group, Heap},
+    text::{self, held, held_by, name, what},
 };
 use crate::{
     report::{
         escape,
-        forms::{cell, code, plain, without_controls},
+        forms::{cell, code, json, plain},
         text::Style,
     },
     units,
@@ -57,10 +57,7 @@ pub enum HeapForm {
 pub fn render(heap: &Heap, form: HeapForm, style: &Style) -> Result<Vec<u8>> {
     Ok(match form {
         HeapForm::Text => text::render(heap, style).into_bytes(),
-        HeapForm::Json => {
-            let json = serde_json::to_string_pretty(heap).context("cannot write JSON")?;
-            (without_controls(&json) + "\n").into_bytes()
-        }
+        HeapForm::Json => json(heap)?.into_bytes(),
         HeapForm::Html => html(heap).into_bytes(),
         HeapForm::Markdown => markdown(heap).into_bytes(),
         HeapForm::Csv => csv(heap)?,
@@ -104,7 +101,7 @@ fn write_markdown(out: &mut String, heap: &Heap) -> fmt::Result {
         writeln!(out, "\nWho holds the most:\n")?;
     }
     for holding in &heap.holders {
-        writeln!(out, "* {}", plain(&held(holding)))?;
+        writeln!(out, "* {}", plain(&held(holding, false)))?;
     }
     for note in &heap.notes {
         writeln!(out, "* note: {}", plain(note))?;
@@ -113,16 +110,6 @@ fn write_markdown(out: &mut String, heap: &Heap) -> fmt::Result {
         writeln!(out, "\n```\n{}```", difference::render(grown, WIDTH).replace("```", "~~~"))?;
     }
     Ok(())
-}
-
-fn held(holding: &Holding) -> String {
-    format!(
-        "{} in {} of {}: {}",
-        units::bytes(holding.bytes as f64),
-        units::plural(holding.objects as usize, "object"),
-        holding.cache,
-        held_by(holding, false)
-    )
 }
 
 /// One line for each kind of lost objects.
@@ -263,7 +250,7 @@ fn html_text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::heap::model::{Amount, Holder, Known, Object, Sign};
+    use crate::report::heap::model::{Amount, Holder, Holding, Known, Object, Sign};
 
     fn heap() -> Heap {
         let sign = |what: &str, name: &str| Sign {

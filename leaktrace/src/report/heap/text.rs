@@ -196,16 +196,20 @@ fn holders(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
     }
     writeln!(out, "\nWho holds the most")?;
     for holding in &heap.holders {
-        let line = format!(
-            "{} in {} of {}: {}",
-            units::bytes(holding.bytes as f64),
-            units::plural(holding.objects as usize, "object"),
-            holding.cache,
-            held_by(holding, style.verbose)
-        );
-        paragraph(out, 2, style.width, &escape(&line))?;
+        paragraph(out, 2, style.width, &escape(&held(holding, style.verbose)))?;
     }
     Ok(())
+}
+
+/// A cache, and who holds its objects.
+pub(super) fn held(holding: &Holding, verbose: bool) -> String {
+    format!(
+        "{} in {} of {}: {}",
+        units::bytes(holding.bytes as f64),
+        units::plural(holding.objects as usize, "object"),
+        holding.cache,
+        held_by(holding, verbose)
+    )
 }
 
 /// Who holds a cache's objects, of a sample.
