@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use leaktrace_common::{address_hash, is_sampled};
 use rustc_hash::FxHashMap;
 
 use super::files::Files;
@@ -23,8 +24,9 @@ const MOST_STEPS: usize = 5_000_000;
 const NAMED_STEPS: usize = 4;
 /// Steps of one chain whose place in the holder is read from memory.
 const READ_STEPS: usize = 64;
-/// Of objects that hang on one another, one in so many is remembered with what all of them hang on.
-const REMEMBERED: u64 = 64;
+/// Of objects that hang on one another, one in so many, as a power of two, is remembered with what all of them hang on: by its
+/// address, which may be a multiple of anything.
+const REMEMBERED: u32 = 6;
 
 /// What an object hangs on: whether on others of its kind first, and then on what.
 type Chain = (bool, Vec<String>);
@@ -69,13 +71,7 @@ fn of_cache((prover, survey, symbols): (&Prover, &Survey, &Symbols), cache: u16,
     let mut holders: Vec<Holder> = held.into_iter().map(|(by, objects)| by.told(objects)).collect();
     holders.sort_by_key(|holder| std::cmp::Reverse(holder.objects));
     holders.truncate(MOST_HOLDERS);
-    Holding {
-        cache: known.name.clone(),
-        objects: known.objects,
-        bytes: known.objects * known.size,
-        sampled,
-        holders,
-    }
+    Holding { cache: known.name.clone(), objects: known.objects, bytes: known.bytes, sampled, holders }
 }
 
 /// Who holds an object.
@@ -175,7 +171,7 @@ impl Walk<'_> {
     }
 
     fn is_remembered(&self, object: Object) -> bool {
-        (self.address(object) / 8).is_multiple_of(REMEMBERED)
+        is_sampled(address_hash(self.address(object)), REMEMBERED)
     }
 
     fn cache(&self, object: Object) -> u16 {

@@ -34,7 +34,7 @@ use crate::{
         symbols::Symbols,
     },
     proc::modules,
-    proof::{Limit, Prover, Survey, Surveyed},
+    proof::{Limit, Prover, Survey},
     report::{
         escape,
         heap::{
@@ -182,7 +182,6 @@ fn keep(heap: &mut Heap, asked: &FxHashSet<String>, args: &HeapArgs) {
 }
 
 fn begun(machine: &Machine, survey: &Survey, needed: u64) -> Heap {
-    let bytes = |cache: &Surveyed| cache.objects * cache.size;
     let mut notes = Vec::new();
     if survey.not_noted > 0 {
         notes.push(format!(
@@ -208,7 +207,7 @@ fn begun(machine: &Machine, survey: &Survey, needed: u64) -> Heap {
             seconds: survey.took.as_secs_f64(),
             kcore_bytes_per_s: survey.bytes as f64 / survey.reading.as_secs_f64().max(1e-9),
             objects: survey.caches.iter().map(|cache| cache.objects).sum(),
-            slab_bytes: survey.caches.iter().map(bytes).sum(),
+            slab_bytes: survey.caches.iter().map(|cache| cache.bytes).sum(),
             caches: survey.caches.iter().filter(|cache| cache.objects > 0).count(),
             memory_bytes: needed,
             candidates: survey.unreached.len() as u64,

@@ -86,12 +86,7 @@ impl<'a> Work<'a> {
     pub(super) fn step(&mut self, done: u64) -> Result<bool> {
         let done = (self.before + done).min(self.expected);
         let until = Deadline::now() + self.pace.rest(done, self.expected);
-        let stopped = self.runtime.block_on(self.stop.wait_until(until));
-        if let Some(witness) = &mut self.witness {
-            witness.relieve()?;
-        }
-        self.pace.resume();
-        Ok(!stopped)
+        self.wait(until)
     }
 
     /// Rests for a while; false when it is to end, or there is no time for it and for so much work behind it.
@@ -99,7 +94,12 @@ impl<'a> Work<'a> {
         if self.left().time < time + work {
             return Ok(false);
         }
-        let stopped = self.runtime.block_on(self.stop.wait_until(Deadline::now() + time));
+        self.wait(Deadline::now() + time)
+    }
+
+    /// Waits, and makes room in the tables; false when a signal came.
+    fn wait(&mut self, until: Deadline) -> Result<bool> {
+        let stopped = self.runtime.block_on(self.stop.wait_until(until));
         if let Some(witness) = &mut self.witness {
             witness.relieve()?;
         }
