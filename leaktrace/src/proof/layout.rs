@@ -10,6 +10,8 @@ pub(super) struct PageLayout {
     pub(super) size: u64,
     /// Of free blocks their order.
     pub(super) private: u64,
+    /// Of a page of per-CPU memory the chunk, if not in `private`.
+    pub(super) index: u64,
     pub(super) refcount: u64,
     /// Links of the CPUs' lists of free pages.
     pub(super) list: u64,
@@ -142,6 +144,17 @@ pub(super) struct ZoneLayout {
     pub(super) kinds: u64,
 }
 
+/// `struct pcpu_chunk` (`mm/percpu-internal.h`).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChunkLayout {
+    pub(super) list: u64,
+    pub(super) base: u64,
+    /// A bit for each four bytes that are given out.
+    pub(super) map: u64,
+    /// How many pages a copy has.
+    pub(super) pages: u64,
+}
+
 /// All of them. What only names things, or only finds more that is free, may be missing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
@@ -158,6 +171,7 @@ pub(super) struct Layout {
     pub(super) rcu_array: Option<RcuArrayLayout>,
     /// The same before 6.4.
     pub(super) rcu_chain: Option<RcuChainLayout>,
+    pub(super) chunk: Option<ChunkLayout>,
     /// In `dentry`: what has the name, nothing if nothing has.
     pub(super) dentry_inode: Option<u64>,
 }
@@ -202,6 +216,7 @@ impl Layout {
             page: PageLayout {
                 size: btf.struct_size("page").context("this kernel's BTF has no struct page")?.into(),
                 private: need("page", "private")?,
+                index: at("page", "index").map_or_else(|| need("page", "__folio_index"), Ok)?,
                 refcount: need("page", "_refcount")?,
                 list: at("page", "pcp_list").map_or_else(|| need("page", "lru"), Ok)?,
             },
@@ -227,9 +242,20 @@ impl Layout {
             rcu_pages: at("kfree_rcu_cpu", "bkvcache"),
             rcu_array: rcu_array(&at),
             rcu_chain: rcu_chain(btf, &at),
+            chunk: chunk(&at),
             dentry_inode: at("dentry", "d_inode"),
         })
     }
+}
+
+fn chunk(at: At<'_>) -> Option<ChunkLayout> {
+    let of = |member: &str| at("pcpu_chunk", member);
+    Some(ChunkLayout {
+        list: of("list")?,
+        base: of("base_addr")?,
+        map: of("alloc_map")?,
+        pages: of("nr_pages")?,
+    })
 }
 
 fn rcu_array(at: At<'_>) -> Option<RcuArrayLayout> {
@@ -353,6 +379,7 @@ mod tests {
         let layout = Layout::resolve(&btf).unwrap();
         assert!(layout.page.size >= 56 && layout.slab.objects > layout.slab.freelist);
         assert!(layout.task.is_some() && layout.zone.is_some() && layout.area.is_some(), "{layout:?}");
+        assert!(layout.chunk.is_some(), "{layout:?}");
         assert!(layout.cache.cpu.is_some() || layout.cache.sheaves.is_some());
     }
 }

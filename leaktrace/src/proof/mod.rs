@@ -17,6 +17,7 @@ mod marking;
 mod memmap;
 mod memory;
 mod model;
+mod percpu;
 mod place;
 mod scan;
 mod slabs;

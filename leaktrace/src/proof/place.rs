@@ -132,13 +132,18 @@ impl Scan<'_> {
                 Whose::Root(What::Variable(variable))
             };
         }
-        if let Some((cpu, address)) = self.memory.in_percpu(address) {
+        let place = address;
+        if let Some((cpu, address)) = self.memory.in_percpu(place) {
             // Where each entry into the kernel begins, before it goes on on the thread's stack.
             let entry = self.memory.variable_at(address).is_some_and(|at| at.symbol == ENTRY_STACK);
             if entry {
                 return Whose::Old(Old::Stack);
             }
-            return Whose::Root(What::PerCpu { cpu, address });
+            return if self.percpu.is_free(self.memory, place) {
+                Whose::Old(Old::FreeObject)
+            } else {
+                Whose::Root(What::PerCpu { cpu, address })
+            };
         }
         if let Some(own) = self.map.at(address) {
             return self.in_struct_page(own, word);
@@ -176,6 +181,9 @@ impl Scan<'_> {
             Now::Free => Whose::Old(Old::FreePage),
             Now::Slab(head) => self.in_new_slab(head, address).unwrap_or(Whose::Root(What::Page)),
             Now::Page if free_pages::is_left_by_rcu(self.memory, address) => Whose::Old(Old::FreePage),
+            Now::Page if self.percpu.is_free_in_page(self.memory, frame, address) => {
+                Whose::Old(Old::FreeObject)
+            }
             Now::Page => Whose::Root(What::Page),
         }
     }

@@ -10,6 +10,7 @@ use super::{
     free_pages::{self, FreePages},
     memmap::MemoryMap,
     memory::Memory,
+    percpu::Chunks,
     place::{AREAS, Now, Old, Place, What, Whose},
     slabs::{Slab, Slabs},
     targets::{Pointed, Stands, Targets},
@@ -77,6 +78,7 @@ pub(super) struct Scan<'a> {
     /// Pages that reading itself goes by.
     pub(super) buffers: Vec<u64>,
     pub(super) free: FreePages,
+    pub(super) percpu: Chunks,
     pub(super) slab: Option<Slab>,
     pub(super) chunk: Chunk,
     pub(super) pass: Pass,
@@ -223,6 +225,7 @@ impl<'a> Scan<'a> {
                 .map(|buffer| memory.frame(buffer))
                 .collect(),
             free: FreePages::read(memory),
+            percpu: Chunks::read(memory),
             slab: None,
             chunk: Chunk::default(),
             pass: Pass {

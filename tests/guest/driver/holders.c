@@ -251,9 +251,45 @@ static noinline int lost_session_leak(unsigned int n)
 }
 static int lost_session_balanced(unsigned int n) { return -EOPNOTSUPP; }
 
+/*
+ * Lost, but per-CPU memory that is free again still has a pointer to each. What is kept between the freed pieces keeps
+ * their pages from being given back.
+ */
+static void __percpu *kept[FEW];
+static unsigned int kept_count;
+
+static noinline int left_percpu_leak(unsigned int n)
+{
+	void **__percpu left[FEW];
+	unsigned int i, cpu;
+	int error = 0;
+
+	if (n > FEW - kept_count)
+		return -EINVAL;
+	for (i = 0; i < n; i++) {
+		struct lost_session *object = kzalloc(3000, GFP_KERNEL);
+
+		kept[kept_count] = __alloc_percpu(512, 8);
+		left[i] = __alloc_percpu(512, 8);
+		if (!object || !kept[kept_count++] || !left[i]) {
+			error = -ENOMEM;
+			break;
+		}
+		object->ops = &lost_session_ops;
+		for_each_possible_cpu(cpu)
+			per_cpu_ptr(left[i], cpu)[8] = object;
+		OPTIMIZER_HIDE_VAR(object);
+	}
+	while (i--)
+		free_percpu(left[i]);
+	return error;
+}
+static int left_percpu_balanced(unsigned int n) { return -EOPNOTSUPP; }
+
 const struct leak_path holder_paths[] = {
 	ENTRY(held_data), ENTRY(held_percpu), ENTRY(held_area), ENTRY(held_page), ENTRY(held_list), ENTRY(held_stack),
-	ENTRY(lost_whole), ENTRY(lost_tree), ENTRY(lost_session), {}
+	ENTRY(lost_whole), ENTRY(lost_tree), ENTRY(lost_session),
+	ENTRY(left_percpu), {}
 };
 
 int holder_init(void)
@@ -286,6 +322,8 @@ void holder_exit(void)
 		release(per_cpu_ptr(&in_percpu[i], 0), i);
 	for (i = 0; in_list && i < list_count; i++)
 		kfree(sg_virt(&in_list[i]));
+	while (kept_count)
+		free_percpu(kept[--kept_count]);
 	kfree(in_list);
 	free_page((unsigned long)in_page);
 	vfree(in_area);

@@ -1,0 +1,123 @@
+//! Per-CPU memory that is free: what was in it is left there until it is given out again, and holds nothing.
+
+use rustc_hash::FxHashMap;
+
+use super::{layout::ChunkLayout, memory::Memory};
+
+/// Bytes that a bit of a chunk's map stands for (`PCPU_MIN_ALLOC_SIZE`, `include/linux/percpu.h`).
+const GRAIN: u64 = 4;
+/// Lists of chunks, and chunks, that are followed at most.
+const MOST_LISTS: u32 = 64;
+const MOST_CHUNKS: usize = 10_000;
+/// Words that are read at most to find where in its chunk a page is.
+const MOST_READ: u64 = 1 << 16;
+
+/// A piece of memory that each CPU has a copy of (`struct pcpu_chunk`, `mm/percpu-internal.h`).
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    /// Where its description is.
+    at: u64,
+    /// Where the first unit's copy begins.
+    base: u64,
+    /// Bytes of one copy.
+    bytes: u64,
+}
+
+/// The chunks that per-CPU memory is allocated from; none where this kernel does not say where they are.
+#[derive(Default)]
+pub(super) struct Chunks {
+    layout: Option<ChunkLayout>,
+    all: Vec<Chunk>,
+    /// Where each CPU's copy begins, from the first unit's on.
+    units: Vec<u64>,
+    /// Of page frames that chunks have, where in a copy they are.
+    pages: FxHashMap<u64, Option<u64>>,
+}
+
+impl Chunks {
+    /// Reads what chunks there are.
+    pub(super) fn read(memory: &Memory) -> Self {
+        Self::find(memory).unwrap_or_default()
+    }
+
+    fn find(memory: &Memory) -> Option<Self> {
+        let layout = memory.layout.chunk?;
+        let word = |at: u64| memory.core.word(at).ok();
+        let number = |at: u64| memory.core.number(at).ok();
+        let mut units = vec![0; memory.cpus.len()];
+        memory.core.words(memory.variable("pcpu_unit_offsets")?, &mut units).ok()?;
+        let lists = memory.variable("pcpu_chunk_lists")?;
+        let count = number(memory.data.address_of("pcpu_nr_slots")?)?;
+        let mut all = Vec::new();
+        for link in (0..u64::from(count.min(MOST_LISTS))).flat_map(|list| memory.list(lists + list * 16)) {
+            let at = link.wrapping_sub(layout.list);
+            let (Some(base), Some(pages)) = (word(at + layout.base), number(at + layout.pages)) else {
+                continue;
+            };
+            if all.len() < MOST_CHUNKS {
+                all.push(Chunk { at, base, bytes: u64::from(pages) * memory.page_bytes });
+            }
+        }
+        Some(Self { layout: Some(layout), all, units, pages: FxHashMap::default() })
+    }
+
+    /// Whether a place is free that is known by the address that the allocator has for it.
+    pub(super) fn is_free(&self, memory: &Memory, address: u64) -> bool {
+        let copies = self.all.iter().flat_map(|chunk| self.units.iter().map(move |unit| (chunk, unit)));
+        copies
+            .map(|(chunk, unit)| (chunk, address.wrapping_sub(chunk.base.wrapping_add(*unit))))
+            .find(|(chunk, offset)| *offset < chunk.bytes)
+            .is_some_and(|(chunk, offset)| self.is_free_in(memory, chunk, offset))
+    }
+
+    /// The same of a place in a page of which only the page frame is known. Chunks that came after the first one are mapped to
+    /// pages, each of which says which chunk has it (`pcpu_set_page_chunk`), but not where in it.
+    pub(super) fn is_free_in_page(&mut self, memory: &Memory, frame: u64, address: u64) -> bool {
+        let Some(chunk) = self.of_page(memory, frame) else { return false };
+        let at = address % memory.page_bytes;
+        if !self.pages.contains_key(&frame) {
+            let page = self.page_of(memory, &chunk, address);
+            self.pages.insert(frame, page);
+        }
+        self.pages[&frame].is_some_and(|page| self.is_free_in(memory, &chunk, page + at))
+    }
+
+    /// The chunk that a page says it is of.
+    fn of_page(&self, memory: &Memory, frame: u64) -> Option<Chunk> {
+        let page = memory.page(frame);
+        let chunk_at = |at: u64| {
+            let word = memory.core.word(page + at).ok()?;
+            self.all.iter().find(|chunk| chunk.at == word).copied()
+        };
+        let page = &memory.layout.page;
+        chunk_at(page.index).or_else(|| chunk_at(page.private))
+    }
+
+    /// Where in a copy the page is that has a word, if only one is like it there.
+    fn page_of(&self, memory: &Memory, chunk: &Chunk, address: u64) -> Option<u64> {
+        let word = memory.core.word(address).ok()?;
+        let pages = chunk.bytes / memory.page_bytes;
+        if pages * self.units.len() as u64 > MOST_READ {
+            return None;
+        }
+        let at = address % memory.page_bytes;
+        let has = |page: &u64| {
+            let copy = |unit: &u64| chunk.base.wrapping_add(*unit) + page + at;
+            self.units.iter().any(|unit| memory.core.word(copy(unit)).is_ok_and(|there| there == word))
+        };
+        let mut found = (0..pages).map(|page| page * memory.page_bytes).filter(has);
+        found.next().filter(|_| found.next().is_none())
+    }
+
+    /// Whether a chunk's map says that a word is free, as far as the chunk is still the one that it was.
+    fn is_free_in(&self, memory: &Memory, chunk: &Chunk, offset: u64) -> bool {
+        let Some(layout) = self.layout else { return false };
+        let word = |at: u64| memory.core.word(at).ok();
+        let bit = offset / 8 * (8 / GRAIN);
+        let map = || word(word(chunk.at + layout.map)? + bit / 64 * 8);
+        let (before, map, after) = (word(chunk.at + layout.base), map(), word(chunk.at + layout.base));
+        before == Some(chunk.base)
+            && after == before
+            && map.is_some_and(|map| (map >> (bit % 64)).trailing_zeros() >= 2)
+    }
+}
