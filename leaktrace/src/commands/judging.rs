@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use rustc_hash::FxHashMap;
 
 use super::{
     assemble::{self, Before},
@@ -33,6 +34,8 @@ const GRACE: Duration = Duration::from_millis(700);
 const LOOKS: u32 = 8;
 /// Objects that come and go between two looks anyway.
 const NOISE: u64 = 100;
+/// Looks in a row without more that went away.
+const QUIET: u32 = 2;
 /// What was used lately has a second chance, and the kernel stops early where a first round frees little.
 const DROPS: usize = 3;
 /// Exit status when what a run is to fail on was found.
@@ -94,17 +97,28 @@ pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
         }
     }
     tracer.wait_for_grace_period();
-    let live = || tracer.levels().iter().map(|level| level.live).sum::<u64>();
-    let mut last = live();
+    let dropped: FxHashMap<u32, u64> = levels(tracer);
+    let (mut last, mut quiet) = (0, 0);
     for _ in 0..LOOKS {
         tokio::time::sleep(GRACE).await;
-        let now = live();
-        if now + NOISE >= last {
+        let now = gone(&dropped, &levels(tracer));
+        quiet = if now > last + NOISE { 0 } else { quiet + 1 };
+        if quiet == QUIET {
             break;
         }
-        last = now;
+        last = last.max(now);
     }
     Ok(Some(before))
+}
+
+/// Live objects of all sites.
+fn levels(tracer: &Tracer) -> FxHashMap<u32, u64> {
+    tracer.levels().iter().map(|level| (level.site, level.live)).collect()
+}
+
+/// How many objects went away. What others allocate meanwhile, of which a busy machine has much, hides none of that.
+fn gone(before: &FxHashMap<u32, u64>, now: &FxHashMap<u32, u64>) -> u64 {
+    before.iter().map(|(site, live)| live.saturating_sub(now.get(site).copied().unwrap_or(0))).sum()
 }
 
 /// Whether anything could have been called a leak: by its growth, by what points to it, or by a module that left it behind.
@@ -155,4 +169,16 @@ pub(super) fn exit_code(report: &Report, args: &TraceArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_allocate_hides_nothing_that_went_away() {
+        let before = FxHashMap::from_iter([(1, 3_000), (2, 50), (3, 10)]);
+        let now = FxHashMap::from_iter([(1, 400), (2, 9_000), (4, 700)]);
+        assert_eq!(gone(&before, &now), 2_600 + 10);
+    }
 }

@@ -65,6 +65,8 @@ pub(super) struct Areas {
     own: Option<u64>,
     /// Stacks that are kept for the next threads.
     kept: FxHashSet<u64>,
+    /// Stacks of interrupts that are areas (`irq_stack_ptr` of `arch/arm64/kernel/irq.c`).
+    interrupts: FxHashSet<u64>,
     /// Whether there were too many pages for all to be kept in mind.
     pub(super) cut: bool,
 }
@@ -88,7 +90,16 @@ impl Areas {
             }
         }
         areas.read_kept(memory);
+        if let Some(pointer) = memory.data.address_of("irq_stack_ptr") {
+            let stacks = memory.cpus.iter().map(|cpu| memory.core.word(pointer.wrapping_add(*cpu)));
+            areas.interrupts.extend(stacks.flatten());
+        }
         areas
+    }
+
+    /// Whether an area is a CPU's stack for interrupts: what they had there is left until the next one.
+    pub(super) fn is_of_interrupts(&self, area: &Area) -> bool {
+        self.interrupts.contains(&area.start)
     }
 
     fn read_area(&mut self, memory: &Memory, layout: &AreaLayout, address: u64) {

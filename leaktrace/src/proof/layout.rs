@@ -151,6 +151,8 @@ pub(super) struct ChunkLayout {
     pub(super) base: u64,
     /// A bit for each four bytes that are given out.
     pub(super) map: u64,
+    /// A bit where each piece begins.
+    pub(super) bounds: u64,
     /// How many pages a copy has.
     pub(super) pages: u64,
 }
@@ -254,6 +256,7 @@ fn chunk(at: At<'_>) -> Option<ChunkLayout> {
         list: of("list")?,
         base: of("base_addr")?,
         map: of("alloc_map")?,
+        bounds: of("bound_map")?,
         pages: of("nr_pages")?,
     })
 }

@@ -6,34 +6,30 @@ use anyhow::{Context as _, Result};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind,
     areas::Area,
+    blocks::Blocks,
     looks::Step,
     place::{AREAS, INTERRUPT_STACK, Place, What, Whose},
     scan::{CHUNK, NODES, Scan, WORDS, parts, runs},
-    survey::{MOST_PLACES, Survey, Surveyed},
+    survey::{MOST_PLACES, Survey},
     vmalloc::Marks,
 };
 use crate::{
-    analysis::{
-        blame,
-        objects::{From, Object, Slab},
-    },
+    analysis::objects::{From, Object, Slab},
     proc::kcore::Kcore,
 };
 
-/// Caches that are told apart: a kernel has some hundreds.
-const MOST_CACHES: usize = u16::MAX as usize;
 /// Slabs whose content is looked at between two rests.
 const BETWEEN_RESTS: usize = 256;
 
 /// A survey that is going on.
 pub(super) struct Surveyor<'a, 's> {
-    scan: Scan<'a>,
+    pub(super) scan: Scan<'a>,
     areas: Marks,
+    pub(super) blocks: Blocks,
     bulk: &'a Kcore,
-    numbers: FxHashMap<u64, Option<u16>>,
-    survey: &'s mut Survey,
+    pub(super) numbers: FxHashMap<u64, Option<u16>>,
+    pub(super) survey: &'s mut Survey,
     begun: Instant,
     limit: Duration,
     resting: Duration,
@@ -48,7 +44,7 @@ impl<'a, 's> Surveyor<'a, 's> {
     /// Begins; it ends after `limit`, or when `step` says so. `expected` is how many bytes are read, roughly.
     pub(super) fn new(
         scan: Scan<'a>,
-        areas: Marks,
+        (areas, blocks): (Marks, Blocks),
         bulk: &'a Kcore,
         survey: &'s mut Survey,
         (limit, expected, step): (Duration, u64, Step<'a>),
@@ -56,6 +52,7 @@ impl<'a, 's> Surveyor<'a, 's> {
         Self {
             scan,
             areas,
+            blocks,
             bulk,
             numbers: FxHashMap::default(),
             survey,
@@ -76,6 +73,11 @@ impl<'a, 's> Surveyor<'a, 's> {
     /// Areas of vmalloc that nothing led to.
     pub(super) fn unreached_areas(&self) -> impl Iterator<Item = Area> + '_ {
         self.areas.unreached()
+    }
+
+    /// Blocks of pages and pieces of per-CPU memory, and which of them anything led to.
+    pub(super) fn into_blocks(self) -> Blocks {
+        self.blocks
     }
 
     /// Rests; false when it has to end.
@@ -102,7 +104,7 @@ impl<'a, 's> Surveyor<'a, 's> {
     }
 
     /// Calls `with` for each stretch of page frames, once it is known what they are.
-    fn each_chunk(&mut self, mut with: impl FnMut(&mut Self) -> Result<()>) -> Result<bool> {
+    pub(super) fn each_chunk(&mut self, mut with: impl FnMut(&mut Self) -> Result<()>) -> Result<bool> {
         let (memory, flags) = (self.scan.memory, self.scan.flags);
         for &(from, to) in &memory.frames {
             let mut first = from;
@@ -117,59 +119,6 @@ impl<'a, 's> Surveyor<'a, 's> {
             }
         }
         Ok(true)
-    }
-
-    /// Notes all slabs, and which of their objects are allocated.
-    pub(super) fn list(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<bool> {
-        let done = self.each_chunk(|this| {
-            this.scan.find_heads();
-            let memory = this.scan.memory;
-            let words = (memory.layout.page.size / 8) as usize;
-            for index in 0..this.scan.chunk.heads.len() {
-                if this.scan.chunk.heads[index] != Some(index as u32) {
-                    continue;
-                }
-                let page = this.scan.chunk.pages[index * words..(index + 1) * words].to_vec();
-                let base = memory.address(this.scan.chunk.first + index as u64);
-                let Some(slab) = this.scan.slabs.slab(&page, base) else { continue };
-                let Some(cache) = this.scan.slabs.cache(slab.cache).cloned() else { continue };
-                let survey = &mut *this.survey;
-                let number = *this.numbers.entry(slab.cache).or_insert_with(|| {
-                    let is = survey.caches.len() < MOST_CACHES
-                        && !blame::is_bookkeeping(&cache.name)
-                        && wanted(&cache.name);
-                    is.then(|| {
-                        survey.caches.push(Surveyed {
-                            name: cache.name.clone(),
-                            kind: Kind::Slab,
-                            caller: None,
-                            size: cache.size,
-                            own: cache.own,
-                            objects: 0,
-                            bytes: 0,
-                        });
-                        (survey.caches.len() - 1) as u16
-                    })
-                });
-                // A single object in a page may be KFENCE's, which lies anywhere in it: it is read as what is no slab's.
-                let is_single = slab.objects == 1 && cache.size <= memory.page_bytes;
-                let Some(number) = number.filter(|_| !is_single) else { continue };
-                let (size, own) = (cache.size as u32, cache.own.min(cache.size) as u32);
-                let start = base + cache.pad;
-                // Red zones before the first object shift the last one to the end of its slot.
-                let known = Slab::new(start, (size, own), slab.objects as u16, number);
-                // The allocator's own arrays hold nothing, and it links them to each other only.
-                let is_allocated = |nth: u16| {
-                    let address = start + u64::from(nth) * cache.size;
-                    !slab.is_free(address) && !this.scan.slabs.is_sheaf(address)
-                };
-                survey.bytes += slab.objects * cache.size;
-                survey.not_noted += u64::from(!survey.objects.add(known, is_allocated));
-            }
-            Ok(())
-        })?;
-        self.survey.objects.finish();
-        Ok(done)
     }
 
     /// Reads everything that is no slab's that was noted, and marks what it points to.
@@ -222,7 +171,9 @@ impl<'a, 's> Surveyor<'a, 's> {
             let word = words[index];
             let object = self.pointed_to(words, index);
             let area = self.area_of(word);
-            if object.is_none() && area.is_none() {
+            let memory = self.scan.memory;
+            let block = self.blocks.open(memory, word).filter(|block| !self.blocks.is_own(*block, address));
+            if object.is_none() && area.is_none() && block.is_none() {
                 continue;
             }
             let by_page = object.is_some() && self.survey.objects.at(word).is_none();
@@ -235,9 +186,25 @@ impl<'a, 's> Surveyor<'a, 's> {
             if let Some(area) = area.filter(|_| !self.describes(&what, word)) {
                 self.areas.reach(area);
             }
+            if let Some(block) = block.filter(|block| !self.is_of_own_page(*block, &what)) {
+                self.blocks.reach(block);
+            }
             if let Some(object) = object {
                 self.reach_from(object, Place { address, what, by_page });
             }
+        }
+    }
+
+    /// Whether a place is in the `struct page`s that a block has itself.
+    fn is_of_own_page(&self, block: usize, what: &What) -> bool {
+        matches!(what, What::StructPage(frame) if self.blocks.is_own(block, self.scan.memory.address(*frame)))
+    }
+
+    /// Notes the block that a word leads to.
+    #[inline]
+    fn reach_block(&mut self, word: u64) {
+        if let Some(block) = self.blocks.open(self.scan.memory, word) {
+            self.blocks.reach(block);
         }
     }
 
@@ -260,9 +227,14 @@ impl<'a, 's> Surveyor<'a, 's> {
     /// Notes an object that a place outside of slab leads to. What interrupts left on their stacks names nobody if something else
     /// leads there, too.
     fn reach_from(&mut self, object: Object, place: Place) {
-        if let What::PerCpu { address, .. } = place.what
-            && self.scan.memory.variable_at(address).is_some_and(|at| at.symbol == INTERRUPT_STACK)
-        {
+        let is_left = match &place.what {
+            What::PerCpu { address, .. } => {
+                self.scan.memory.variable_at(*address).is_some_and(|at| at.symbol == INTERRUPT_STACK)
+            }
+            What::Area { area, .. } => self.scan.areas.is_of_interrupts(area),
+            _ => false,
+        };
+        if is_left {
             self.late.push((object, place));
             return;
         }
@@ -295,6 +267,7 @@ impl<'a, 's> Surveyor<'a, 's> {
                 if let Some(other) = self.area_of(word) {
                     self.areas.reach(other);
                 }
+                self.reach_block(word);
                 let Some(object) = self.pointed_to(buffer, index) else { continue };
                 let address = start + index as u64 * 8;
                 if let Whose::Root(what) = self.scan.in_area(area, address) {
@@ -377,6 +350,7 @@ impl<'a, 's> Surveyor<'a, 's> {
                     self.survey.objects.reach(object, From::Object(holder));
                 }
                 let word = words[index];
+                self.reach_block(word);
                 let area = self.area_of(word).filter(|_| !describes);
                 if let Some(area) = area.filter(|_| !self.scan.areas.is_description(address, word)) {
                     self.areas.reach(area);

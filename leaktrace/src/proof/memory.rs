@@ -54,6 +54,8 @@ pub(super) struct Memory {
     pub(super) nodes: u64,
     /// Bytes that each CPU has of static and early per-CPU memory, and where in the kernel's image that is.
     percpu: Option<Span>,
+    /// What makes a pointer of the address that per-CPU memory's allocator goes by.
+    percpu_shift: u64,
     /// Bits of an address, where the kernel says so.
     pub(super) address_bits: Option<u32>,
     /// The image's data, and what is added to physical addresses to have those of the image.
@@ -86,6 +88,7 @@ impl Memory {
             cpus: Vec::new(),
             nodes: 1,
             percpu: None,
+            percpu_shift: 0,
             address_bits: None,
             image: Vec::new(),
             image_offset: 0,
@@ -144,6 +147,7 @@ impl Memory {
         // Zero on x86-64 until 6.14, and then not listed.
         let start = self.data.address_of("__per_cpu_start").unwrap_or(0);
         self.percpu = unit.map(|unit| Span::new(start, u64::from(unit)));
+        self.percpu_shift = start.wrapping_sub(self.variable("pcpu_base_addr").unwrap_or(0));
         Ok(())
     }
 
@@ -228,6 +232,12 @@ impl Memory {
             .map(|offset| address.wrapping_sub(*offset))
             .enumerate()
             .find(|&(_, percpu)| unit.contains(percpu))
+    }
+
+    /// The pointer that the kernel has to per-CPU memory at an address that its allocator goes by (`__addr_to_pcpu_ptr` of
+    /// `mm/percpu.c`).
+    pub(super) fn percpu_pointer(&self, address: u64) -> u64 {
+        address.wrapping_add(self.percpu_shift)
     }
 
     /// Whether a per-CPU address can be told from other numbers: small ones cannot, and those that were made from addresses of

@@ -8,10 +8,12 @@
 //! address or of any coded kind.
 
 mod areas;
+mod blocks;
 mod files;
 mod free_pages;
 mod holders;
 mod layout;
+mod listing;
 mod looks;
 mod marking;
 mod memmap;
@@ -45,6 +47,7 @@ use self::{
     targets::{Stands, Target, Targets},
 };
 pub use self::{
+    blocks::Block,
     files::{File, Opener},
     looks::{LOOKS as MOST_LOOKS, Step},
     memory::is_offered,
@@ -116,20 +119,11 @@ impl Prover {
         Ok(Proof { cut_short, notes, ..proof })
     }
 
-    /// Finds the page frames of pages, and the addresses by which the kernel knows per-CPU memory.
+    /// Finds the page frames of pages.
     fn locate(&self, candidates: &mut [Candidate]) {
         let memory = &self.memory;
-        let base = memory.variable("pcpu_base_addr").unwrap_or(0);
-        let start = memory.data.address_of("__per_cpu_start").unwrap_or(0);
-        for candidate in candidates {
-            match candidate.kind {
-                Kind::Page => {
-                    candidate.frame =
-                        candidate.address.wrapping_sub(memory.first_page) / memory.layout.page.size;
-                }
-                Kind::PerCpu => candidate.address = candidate.address.wrapping_sub(base).wrapping_add(start),
-                _ => {}
-            }
+        for candidate in candidates.iter_mut().filter(|candidate| candidate.kind == Kind::Page) {
+            candidate.frame = candidate.address.wrapping_sub(memory.first_page) / memory.layout.page.size;
         }
     }
 
@@ -168,10 +162,12 @@ impl Prover {
                         add(vm, layout.vm_bytes, object, Stands::Description);
                     }
                 }
-                Kind::PerCpu if self.memory.tells_percpu(address) => {
-                    add(address, bytes, object, Stands::Handle);
+                Kind::PerCpu => {
+                    let pointer = memory.percpu_pointer(address);
+                    if memory.tells_percpu(pointer) {
+                        add(pointer, bytes, object, Stands::Handle);
+                    }
                 }
-                Kind::PerCpu => {}
             }
         }
         for (frame, address) in pages {
@@ -214,7 +210,9 @@ impl Prover {
                 (State::Mapped, _) => Outcome::Held,
                 (State::Table, Fate::Orphan) => Outcome::Undecided,
                 // Its address is a number like any other.
-                _ if candidate.kind == Kind::PerCpu && !self.memory.tells_percpu(candidate.address) => {
+                _ if candidate.kind == Kind::PerCpu
+                    && !self.memory.tells_percpu(self.memory.percpu_pointer(candidate.address)) =>
+                {
                     Outcome::Undecided
                 }
                 (State::Allocated, Fate::Orphan) => Outcome::Orphan,

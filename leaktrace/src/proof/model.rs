@@ -17,7 +17,7 @@ pub enum Kind {
     Page,
     /// An area of vmalloc.
     Area,
-    /// Per-CPU memory; its address is that of the first CPU's copy.
+    /// Per-CPU memory; its address is the one that its allocator goes by.
     PerCpu,
 }
 

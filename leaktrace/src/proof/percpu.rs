@@ -70,6 +70,33 @@ impl Chunks {
             .is_some_and(|(chunk, offset)| self.is_free_in(memory, chunk, offset))
     }
 
+    /// Whether a piece is free, by the address that its allocator goes by.
+    pub(super) fn is_given_back(&self, memory: &Memory, address: u64) -> bool {
+        let mut of = self.all.iter().map(|chunk| (chunk, address.wrapping_sub(chunk.base)));
+        of.find(|(chunk, offset)| *offset < chunk.bytes)
+            .is_some_and(|(chunk, offset)| self.is_free_in(memory, chunk, offset))
+    }
+
+    /// Calls `with` for each piece that is given out: the address that its allocator goes by, and its bytes.
+    pub(super) fn each_piece(&self, memory: &Memory, mut with: impl FnMut(u64, u64)) {
+        let Some(layout) = self.layout else { return };
+        for chunk in &self.all {
+            let bits = chunk.bytes / GRAIN;
+            // One more bound than there are bits says where the last piece ends.
+            let map = |at: u64| {
+                let mut words = vec![0; (bits / 64 + 1) as usize];
+                let at = memory.core.word(chunk.at + at).ok()?;
+                memory.core.words(at, &mut words).is_ok().then_some(words)
+            };
+            let (Some(given), Some(bounds)) = (map(layout.map), map(layout.bounds)) else { continue };
+            if memory.core.word(chunk.at + layout.base).is_ok_and(|base| base == chunk.base) {
+                pieces(&given, &bounds, bits, |from, to| {
+                    with(chunk.base + from * GRAIN, (to - from) * GRAIN);
+                });
+            }
+        }
+    }
+
     /// The same of a place in a page of which only the page frame is known. Chunks that came after the first one are mapped to
     /// pages, each of which says which chunk has it (`pcpu_set_page_chunk`), but not where in it.
     pub(super) fn is_free_in_page(&mut self, memory: &Memory, frame: u64, address: u64) -> bool {
@@ -119,5 +146,38 @@ impl Chunks {
         before == Some(chunk.base)
             && after == before
             && map.is_some_and(|map| (map >> (bit % 64)).trailing_zeros() >= 2)
+    }
+}
+
+/// Calls `with` for the first bit of each piece that is given out and the first one behind it.
+fn pieces(given: &[u64], bounds: &[u64], bits: u64, mut with: impl FnMut(u64, u64)) {
+    let is = |map: &[u64], bit: u64| map[(bit / 64) as usize] >> (bit % 64) & 1 != 0;
+    let mut from = None;
+    for bit in 0..bits {
+        if is(bounds, bit) {
+            if let Some(from) = from.take() {
+                with(from, bit);
+            }
+            from = is(given, bit).then_some(bit);
+        }
+    }
+    if let Some(from) = from {
+        with(from, bits);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_end_where_the_next_one_begins_or_the_chunk_ends() {
+        // Of 128 bits 0 to 7 and 8 to 11 are given out, 12 to 99 are free, 100 to 127 are given out.
+        let given = [0xfff, 0xffff_fff0_0000_0000, 0];
+        let bounds = [1 | 1 << 8 | 1 << 12, 1 << 36, 1];
+        let mut found = Vec::new();
+        pieces(&given, &bounds, 128, |from, to| found.push((from, to)));
+        assert_eq!(found, [(0, 8), (8, 12), (100, 128)]);
+        pieces(&[0, 0], &[1, 1], 64, |_, _| panic!("nothing is given out"));
     }
 }

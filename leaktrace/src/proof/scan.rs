@@ -32,7 +32,7 @@ pub(super) const WORDS: usize = 1 << 15;
 /// Words that are compared at a time.
 const BLOCK: usize = 8;
 /// Pages that have no memory to look at, or only physical addresses.
-const NOTHING: u64 = NOPAGE | HWPOISON | OFFLINE | PGTABLE;
+pub(super) const NOTHING: u64 = NOPAGE | HWPOISON | OFFLINE | PGTABLE;
 /// Largest order of a free block.
 const MOST_ORDER: u64 = 12;
 /// Pointers among candidates that are kept in mind at most; more count as from outside.

@@ -8,9 +8,12 @@ use super::{
     Candidate, Kind,
     free_pages::{FRESH, FreePages},
     memory::Memory,
+    percpu::Chunks,
     slabs::{Cache, Slab, Slabs},
 };
-use crate::proc::kpageflags::{BUDDY, COMPOUND_TAIL, MMAP, NOPAGE, PGTABLE, PageFlags, SLAB, is_users};
+use crate::proc::kpageflags::{
+    BUDDY, COMPOUND_HEAD, COMPOUND_TAIL, MMAP, NOPAGE, PGTABLE, PageFlags, SLAB, is_users,
+};
 
 /// Slabs, and objects in each on average, without which nothing is said of what is left.
 const FEWEST_SLABS: usize = 3;
@@ -88,16 +91,24 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
     let mut states = vec![Of { state: State::Allocated, link: None }; candidates.len()];
     let mut slabs = Slabs::new(memory);
     let mut free = FreePages::read(memory);
+    let percpu = Chunks::read(memory);
     let mut by_slab: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let frame = match candidate.kind {
             Kind::Slab | Kind::Large => memory.frame(candidate.address),
             Kind::Page => candidate.frame,
+            Kind::PerCpu if percpu.is_given_back(memory, candidate.address) => {
+                states[index].state = State::Free;
+                continue;
+            }
             Kind::Area | Kind::PerCpu => continue,
         };
         let of_page = one(flags, frame)?;
-        let other =
-            of_page & (BUDDY | NOPAGE | PGTABLE) != 0 || candidate.kind == Kind::Page && of_page & SLAB != 0;
+        // What is large has a compound page of its own (`___kmalloc_large_node`, `mm/slub.c`).
+        let is_single = of_page & (COMPOUND_HEAD | COMPOUND_TAIL) == 0;
+        let other = of_page & (BUDDY | NOPAGE | PGTABLE) != 0
+            || candidate.kind != Kind::Slab && of_page & SLAB != 0
+            || candidate.kind == Kind::Large && is_single;
         states[index].state = if other || is_users(of_page) || free.has(memory, frame, FRESH) {
             State::Free
         } else if candidate.kind == Kind::Slab {

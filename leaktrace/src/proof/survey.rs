@@ -12,6 +12,7 @@ use rustc_hash::FxHashSet;
 use super::{
     Candidate, Holder, Kind, Prover,
     areas::{Area, Areas},
+    blocks::{Block, Blocks},
     looks::Step,
     marking::Surveyor,
     place::Place,
@@ -85,6 +86,10 @@ pub struct Survey {
     pub areas: Vec<Vmalloced>,
     /// Areas of vmalloc that nothing leads to.
     pub unreached_areas: Vec<Vmalloced>,
+    /// Blocks of pages and pieces of per-CPU memory.
+    pub blocks: Vec<Block>,
+    /// Pieces of per-CPU memory whose addresses are numbers like any other: what leads to them is not known.
+    pub untold: u64,
     /// Where the others hang on what is no slab's.
     pub(super) places: Vec<Place>,
     /// How many more there are of these.
@@ -113,9 +118,10 @@ impl Prover {
         let mut survey = Survey::default();
         let expected = self.bytes()? * 2;
         let scan = Scan::begin(&self.memory, &self.flags, &bulk, &areas, (&targets, 0, 0));
+        let blocks = Blocks::new(&self.memory, &scan.percpu);
         let mut surveyor = Surveyor::new(
             scan,
-            Marks::new(&self.memory, &areas),
+            (Marks::new(&self.memory, &areas), blocks),
             &bulk,
             &mut survey,
             (limit, expected, step),
@@ -123,11 +129,15 @@ impl Prover {
         let done = surveyor.list(wanted)? && surveyor.mark_from_outside()? && surveyor.mark_on()?;
         let unreached_areas = surveyor.unreached_areas().map(|area| Vmalloced::from(&area)).collect();
         let (took, reading) = surveyor.times();
+        let blocks = surveyor.into_blocks();
+        survey.left_out += blocks.left_out;
+        survey.untold = blocks.untold;
         survey.took = took;
         survey.reading = reading;
         survey.areas = vmalloced(&areas);
         if done {
             survey.unreached_areas = unreached_areas;
+            survey.blocks = blocks.into_all();
             survey.conclude();
         }
         Ok(survey)

@@ -94,6 +94,7 @@ const DEFAULT: &[Planned] = &[
     heap("6.12", &[HEAP, HELD_OPEN]),
     heap("6.1", &[HEAP]),
     heap("7.2-kmemleak", &[HEAP]),
+    heap("6.12-arm64", &[HEAP]),
 ];
 
 /// Tests that only the slow tier has: they wait for a busy guest.

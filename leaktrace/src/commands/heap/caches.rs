@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use rustc_hash::FxHashSet;
 
-use super::areas::VMALLOC;
+use super::areas::{self, PERCPU, VMALLOC};
 use crate::{
     analysis::objects,
     commands::filter::Filter,
@@ -27,8 +27,10 @@ pub(super) fn fitting(room: u64, filter: &mut Filter) -> Result<Fitting> {
     let caches = slab::read_slabinfo(Path::new("/"))?;
     let traits = slab::read_traits(Path::new("/"), caches.keys().map(String::as_str));
     let mut fitting = Fitting::default();
-    if filter.matches(VMALLOC, None) {
-        fitting.asked.insert(VMALLOC.to_owned());
+    for name in areas::names() {
+        if filter.matches(&name, None) {
+            fitting.asked.insert(name);
+        }
     }
     let is_on = filter.is_on();
     let mut caches: Vec<_> = caches
@@ -44,7 +46,9 @@ pub(super) fn fitting(room: u64, filter: &mut Filter) -> Result<Fitting> {
         })
         .collect();
     if let Some(pattern) = filter.absent().next() {
-        bail!("no slab cache is called {pattern:?}; what is allocated by vmalloc is called {VMALLOC}");
+        bail!(
+            "no slab cache is called {pattern:?}; other memory is called {VMALLOC}, {PERCPU}, and pages-32k for compound pages of that size"
+        );
     }
     caches.sort_unstable_by(|a, b| b.cmp(a));
     let mut others = Vec::new();

@@ -81,9 +81,12 @@ pub(super) fn look(
     let there: FxHashSet<u64> =
         survey.areas.iter().filter(|area| now.contains(area)).map(|area| area.start).collect();
     let is_old = |one: &Unreached| {
-        let is_slab = survey.caches[usize::from(one.cache)].kind == Kind::Slab;
         !seen.objects.contains(&one.address)
-            && if is_slab { !sheaves.contains(&one.address) } else { there.contains(&one.address) }
+            && match survey.caches[usize::from(one.cache)].kind {
+                Kind::Slab => !sheaves.contains(&one.address),
+                Kind::Area => there.contains(&one.address),
+                Kind::Large | Kind::PerCpu | Kind::Page => true,
+            }
     };
     let mut unclear = 0;
     let mut lost = Vec::with_capacity(proof.found.len());
@@ -94,8 +97,8 @@ pub(super) fn look(
     }
     heap.scanned.unclear = unclear;
     // Pages that nobody cleared are full of old pointers: what a lost area leads to was not lost with it.
-    let is_area = |index: u32| candidates[index as usize].kind == Kind::Area;
-    proof.edges.retain(|edge| !is_area(edge.from));
+    let has_pages = |index: u32| matches!(candidates[index as usize].kind, Kind::Area | Kind::Large);
+    proof.edges.retain(|edge| !has_pages(edge.from));
     Ok(Some(Proven { proof, lost }))
 }
 

@@ -152,7 +152,11 @@ fn look(
     }
     let symbols = Symbols::read(Path::new("/")).unwrap_or_else(|_| Symbols::empty());
     heap.scanned.areas = survey.areas.len() as u64;
-    heap.scanned.left_out += areas::add(&mut survey, &symbols);
+    heap.scanned.blocks = survey.blocks.len() as u64;
+    heap.scanned.untold = survey.untold;
+    heap.scanned.left_out += areas::add(&mut survey, &symbols) + areas::add_blocks(&mut survey);
+    // Those of slab were counted before.
+    heap.scanned.candidates = survey.unreached.len() as u64;
     heap.caches = caches::all(&survey);
     let Some(Proven { proof, lost }) = closer::look(prover, &survey, &mut heap, work)? else {
         return Ok(heap);

@@ -69,6 +69,12 @@ pub struct Scanned {
     pub slab_bytes: u64,
     /// Areas of vmalloc.
     pub areas: u64,
+    /// Compound pages and pieces of per-CPU memory.
+    #[serde(default)]
+    pub blocks: u64,
+    /// Pieces of per-CPU memory that are not looked at: their addresses are numbers like any other.
+    #[serde(default)]
+    pub untold: u64,
     /// Caches.
     pub caches: usize,
     /// Bytes of our own that were needed to note them.
@@ -101,7 +107,7 @@ pub struct Amount {
 pub struct Group {
     /// Always `lost`.
     pub verdict: String,
-    /// The slab cache, or `vmalloc`.
+    /// The slab cache, `vmalloc`, `percpu`, or `pages-32k` of compound pages of that size.
     pub cache: String,
     /// Of vmalloc the function that allocated them.
     pub caller: Option<String>,
@@ -206,7 +212,7 @@ pub struct Holder {
 /// What is allocated of a cache, or by vmalloc for one function.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cache {
-    /// The slab cache, or `vmalloc`.
+    /// The slab cache, `vmalloc`, `percpu`, or `pages-32k` of compound pages of that size.
     pub cache: String,
     /// Of vmalloc the function that allocated it.
     pub caller: Option<String>,
@@ -241,7 +247,7 @@ pub struct Grown {
 /// Something of which there is more or less than before.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
-    /// The slab cache, or `vmalloc`.
+    /// The slab cache, `vmalloc`, `percpu`, or `pages-32k` of compound pages of that size.
     pub cache: String,
     /// Of vmalloc the function that allocated it.
     pub caller: Option<String>,

@@ -34,11 +34,12 @@ pub fn headline(heap: &Heap) -> String {
         return format!("UNKNOWN  {why}");
     }
     let looked = format!(
-        "{} in {}, {}, and {} of vmalloc were looked at in {}.",
+        "{} in {}, {}, {} of vmalloc, and {} of pages or per-CPU memory were looked at in {}.",
         units::plural(scanned.objects as usize, "object"),
         units::plural(scanned.caches, "cache"),
         units::bytes(scanned.slab_bytes as f64),
         units::plural(scanned.areas as usize, "area"),
+        units::plural(scanned.blocks as usize, "block"),
         units::seconds(scanned.seconds)
     );
     if heap.lost.objects == 0 {
@@ -95,7 +96,7 @@ fn nothing_lost(scanned: &Scanned) -> String {
         let others = units::plural(scanned.lost_in_all as usize, "object");
         return format!("OK  Nothing that was asked for is lost, but {others} of others.");
     }
-    "OK  Something leads to every object of slab and every area of vmalloc: nothing is lost.".to_owned()
+    "OK  Something leads to every object, area and block: none of them is lost.".to_owned()
 }
 
 fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
@@ -134,11 +135,12 @@ fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
         }
         let scanned = &heap.scanned;
         let line = format!(
-            "{} were read, {} of our own memory needed; {} objects were looked at once more, {} of them are unclear",
+            "{} were read, {} of our own memory needed; {} objects were looked at once more, {} of them are unclear; {} of per-CPU memory were not looked at, because their addresses are numbers like any other",
             units::bytes(scanned.bytes as f64),
             units::bytes(scanned.memory_bytes as f64),
             units::count(scanned.candidates),
-            units::count(scanned.unclear)
+            units::count(scanned.unclear),
+            units::plural(scanned.untold as usize, "piece")
         );
         paragraph(out, 0, style.width, &line)?;
     }
@@ -258,7 +260,7 @@ mod tests {
     #[test]
     fn nothing_is_ok_that_is_not_known() {
         let said = |scanned: Scanned| headline(&heap(scanned));
-        assert!(said(Scanned::default()).starts_with("OK  Something leads to every object of slab"));
+        assert!(said(Scanned::default()).starts_with("OK  Something leads to every object"));
         for open in [
             Scanned { unfit_bytes: 1, ..Scanned::default() },
             Scanned { left_out: 1, ..Scanned::default() },
