@@ -58,13 +58,21 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Looks at the open files of all processes; `room` is how many bytes it may take.
-    pub(super) fn read(prover: &Prover, survey: &Survey, room: u64) -> Self {
+    /// Looks at the open files of all processes; `room` is how many bytes it may take, and `goes_on` says whether there is time.
+    pub(super) fn read(
+        prover: &Prover,
+        survey: &Survey,
+        room: u64,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Self {
         let (mut opened, mut names_of, mut names) = (Vec::new(), Vec::new(), Vec::<Named>::new());
         let (openers, more) = prover.openers(MOST_FILES);
         for (process, opener) in (0..).zip(openers) {
             let first = names.len();
             for file in &opener.files {
+                if !goes_on() {
+                    break;
+                }
                 let what = what(&opener, file);
                 let begins = begins(file, &what);
                 let known = names[first..].iter().position(|named| named.what == what);
@@ -82,6 +90,9 @@ impl Files {
             COMMON.contains(&name.as_str()) || name.ends_with("inode_cache") || name.ends_with("_inode")
         };
         let mut words = |object: Object| {
+            if !goes_on() {
+                return Vec::new();
+            }
             let slab = survey.objects.slab(object.slab);
             prover.contents(slab.address(object.nth), slab.own.into()).unwrap_or_default()
         };

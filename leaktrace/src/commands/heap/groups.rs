@@ -23,16 +23,20 @@ pub(super) fn conclude(
     (prover, survey, symbols): (&Prover, &Survey, &Symbols),
     (proof, is_lost): (&Proof, &[bool]),
     makers: &Makers,
+    goes_on: &mut dyn FnMut() -> bool,
 ) {
-    let lost: Vec<usize> = (0..is_lost.len()).filter(|&index| is_lost[index]).collect();
-    let known: Vec<_> = lost
-        .iter()
-        .map(|&index| {
-            let object = survey.unreached[index];
-            let words = prover.contents(object.address, object.bytes.min(content::MOST)).unwrap_or_default();
-            content::of(&words, object, (prover, survey, symbols))
-        })
-        .collect();
+    let mut known = Vec::new();
+    let mut lost: Vec<usize> = (0..is_lost.len()).filter(|&index| is_lost[index]).collect();
+    // What is always there is told by its content: where there is no time to read that, nothing is said.
+    lost.retain(|&index| {
+        let object = survey.unreached[index];
+        let read = || prover.contents(object.address, object.bytes.min(content::MOST)).unwrap_or_default();
+        let words = goes_on().then(read);
+        known.extend(words.as_ref().map(|words| content::of(words, object, (prover, survey, symbols))));
+        words.is_some()
+    });
+    let read = lost.len() as u64;
+    heap.scanned.unclear += is_lost.iter().filter(|is| **is).count() as u64 - read;
     let mut groups = group(&known);
     heap.known = set_known_aside(&mut groups, survey);
     // Behind the groups, what is in none of them.

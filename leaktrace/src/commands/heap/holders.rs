@@ -31,16 +31,22 @@ const REMEMBERED: u32 = 6;
 /// What an object hangs on: whether on others of its kind first, and then on what.
 type Chain = (bool, Vec<String>);
 
-/// Asks for the holders of some objects of caches; `files` says what hangs on open files.
+/// Asks for the holders of some objects of caches; `files` says what hangs on open files, and `goes_on` whether there is time.
 pub(super) fn of(
     (prover, survey, symbols): (&Prover, &Survey, &Symbols),
     caches: &[u16],
     files: &Files,
+    goes_on: &mut dyn FnMut() -> bool,
 ) -> Vec<Holding> {
-    caches.iter().map(|&cache| of_cache((prover, survey, symbols), cache, files)).collect()
+    caches.iter().map(|&cache| of_cache((prover, survey, symbols), cache, files, goes_on)).collect()
 }
 
-fn of_cache((prover, survey, symbols): (&Prover, &Survey, &Symbols), cache: u16, files: &Files) -> Holding {
+fn of_cache(
+    (prover, survey, symbols): (&Prover, &Survey, &Symbols),
+    cache: u16,
+    files: &Files,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> Holding {
     let known = &survey.caches[usize::from(cache)];
     let mut walk = Walk {
         prover,
@@ -55,6 +61,9 @@ fn of_cache((prover, survey, symbols): (&Prover, &Survey, &Symbols), cache: u16,
     let mut sampled = 0;
     for address in survey.objects.reached(cache).step_by(stride).take(SAMPLED as usize) {
         let Some(object) = survey.objects.at(address) else { continue };
+        if !goes_on() {
+            break;
+        }
         sampled += 1;
         let is_negative = known.name == DENTRY && prover.is_negative(address) == Some(true);
         let by = if is_negative {

@@ -161,14 +161,17 @@ fn look(
     let Some(Proven { proof, lost }) = closer::look(prover, &survey, &mut heap, work)? else {
         return Ok(heap);
     };
-    let files = Files::read(prover, &survey, room);
+    let files = Files::read(prover, &survey, room, &mut || work.goes_on());
     heap.notes.extend(files.note());
     heap.holders = holders::of(
         (prover, &survey, &symbols),
         &caches::largest(&survey, &fitting.asked, !args.cache.is_empty()),
         &files,
+        &mut || work.goes_on(),
     );
-    groups::conclude(&mut heap, (prover, &survey, &symbols), (&proof, &lost), makers);
+    let asked = (prover, &survey, &symbols);
+    groups::conclude(&mut heap, asked, (&proof, &lost), makers, &mut || work.goes_on());
+    heap.notes.extend(work.note());
     keep(&mut heap, &fitting.asked, args);
     Ok(heap)
 }

@@ -27,7 +27,14 @@ pub(super) struct Work<'a> {
     no_witness: Option<String>,
     begun: Instant,
     limit: Limit,
+    /// What was done since the last rest in the part that names things.
+    since: u32,
+    /// Why that part ended early, if it did.
+    ended: Option<&'static str>,
 }
+
+/// Pieces of work between two rests where each is some reads of a few words.
+const BETWEEN_RESTS: u32 = 64;
 
 impl<'a> Work<'a> {
     /// Begins: from now on what is allocated is watched, where that is possible. `expected` is how many bytes are to be read.
@@ -50,6 +57,8 @@ impl<'a> Work<'a> {
             witness: witness.ok(),
             begun: Instant::now(),
             limit,
+            since: 0,
+            ended: None,
         }
     }
 
@@ -87,6 +96,29 @@ impl<'a> Work<'a> {
         let done = (self.before + done).min(self.expected);
         let until = Deadline::now() + self.pace.rest(done, self.expected);
         self.wait(until)
+    }
+
+    /// Whether the part goes on that only names what was found: it rests now and then, and ends when a signal comes or the time
+    /// is up.
+    pub(super) fn goes_on(&mut self) -> bool {
+        self.since += 1;
+        if self.since < BETWEEN_RESTS || self.ended.is_some() {
+            return self.ended.is_none();
+        }
+        self.since = 0;
+        if self.left().time.is_zero() {
+            self.ended = Some("the time was up");
+        } else if !matches!(self.step(0), Ok(true)) {
+            self.ended = Some("a signal came");
+        }
+        self.ended.is_none()
+    }
+
+    /// What is missing where that part ended early.
+    pub(super) fn note(&self) -> Option<String> {
+        self.ended.map(|why| {
+            format!("{why} before everything had a name: some holders are not told, and lost objects whose content was not read count as unclear")
+        })
     }
 
     /// Rests for a while; false when it is to end, or there is no time for it and for so much work behind it.
