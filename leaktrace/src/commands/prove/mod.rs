@@ -122,7 +122,7 @@ pub(super) fn choose(
     let old = snapshot.taken_ns.saturating_sub(min_age.as_nanos() as u64);
     tracer.each_object(snapshot, |index, object| {
         let Some(&(group, wanted)) = group_of.get(&index).filter(|_| object.time_ns <= old) else { return };
-        if !address_hash(object.address).is_multiple_of(strides[usize::from(wanted.may_hold)]) {
+        if !is_chosen(object.address, strides[usize::from(wanted.may_hold)]) {
             chosen.left_out += u64::from(!wanted.may_hold);
             return;
         }
@@ -133,6 +133,13 @@ pub(super) fn choose(
         chosen.times.push(object.time_ns);
     })?;
     Ok(chosen)
+}
+
+/// Whether an object is looked for if one in `stride` is. Addresses are multiples of eight, and so are their hashes: these are mixed
+/// once more.
+fn is_chosen(address: u64, stride: u64) -> bool {
+    let hash = address_hash(address);
+    (address_hash(hash ^ hash >> 32) >> 32).is_multiple_of(stride)
 }
 
 /// Whether a module is one that makes page tables for devices; the kernel itself may.
@@ -254,4 +261,20 @@ pub(super) fn word(outcome: Outcome) -> &'static str {
 /// Says why memory cannot be read here.
 pub(super) fn open() -> Result<Prover> {
     Prover::open(Path::new("/")).context("memory cannot be looked at")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_in_so_many_is_chosen_wherever_objects_lie() {
+        for (bytes, stride) in [(8, 2), (64, 2), (96, 3), (192, 4), (256, 8), (1_024, 5), (4_096, 16)] {
+            let chosen =
+                (0..16_000).filter(|nth| is_chosen(0xffff_8880_0123_0000 + nth * bytes, stride)).count();
+            let expected = 16_000 / stride as usize;
+            assert!(chosen.abs_diff(expected) * 10 < expected, "{chosen} of {expected} at {bytes}, {stride}");
+        }
+        assert!((0..100).all(|nth| is_chosen(nth * 64, 1)));
+    }
 }
