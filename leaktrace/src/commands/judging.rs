@@ -16,10 +16,10 @@ use super::{
     session::Session,
 };
 use crate::{
-    analysis::verdict::{self, Verdict},
+    analysis::verdict,
     cli::{FailOn, TraceArgs},
     report::{headline, model::Report},
-    tracer::Tracer,
+    tracer::{Snapshot, Tracer},
     units,
 };
 
@@ -53,24 +53,19 @@ impl<'a> Judging<'a> {
         Self { args, next: Instant::now() + Duration::from_secs_f64(soonest) }
     }
 
-    /// Whether a leak is certain that no baseline has, if that is waited for.
+    /// The report, with what it is of, if a leak is certain that no baseline has and that is waited for. It is what the trace ends
+    /// with: a while later the same leak may be less certain, on a busy machine all the more.
     ///
     /// # Errors
     /// When the kernel refuses a look.
-    pub(super) fn has_leak(&mut self, session: &mut Session) -> Result<bool> {
+    pub(super) fn leak(&mut self, session: &mut Session) -> Result<Option<(Snapshot, Report)>> {
         let begun = Instant::now();
         if !self.args.until_leak || begun < self.next {
-            return Ok(false);
+            return Ok(None);
         }
         let snapshot = session.tracer.snapshot()?;
         session.surroundings.refresh(Path::new("/"));
-        let judgement = session.judge(&snapshot, None);
-        let certain = judgement.judged.iter().any(|judged| judged.evidence.verdict() == Verdict::Leak);
-        let found = certain && {
-            let (surroundings, baseline) = (&session.surroundings, session.baseline.as_ref());
-            let report = assemble::report(&snapshot, judgement, None, surroundings, baseline);
-            report.headline.verdict == "leak"
-        };
+        let found = session.report_of_leak(&snapshot)?.map(|report| (snapshot, report));
         self.next = after(begun);
         Ok(found)
     }

@@ -18,6 +18,7 @@ mod progress;
 mod prove;
 mod record;
 mod report;
+mod reporting;
 mod saved;
 mod selftest;
 mod serve;

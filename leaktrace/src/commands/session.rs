@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -14,10 +14,8 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{runtime::Runtime, time::Instant as Deadline};
 
 use super::{
-    assemble::{self, Before, Judgement},
     attribute::Attribution,
     filter::Filter,
-    objects,
     output::say,
     probe::{self, Kernel},
     saved,
@@ -39,13 +37,9 @@ use crate::{
         profile,
         slab::{self, CacheTraits, SlabCache},
     },
-    report::{
-        escape,
-        known::Known,
-        model::{Filters, Report},
-    },
+    report::{escape, known::Known, model::Filters},
     tracer::{
-        Attribute, Settings, Snapshot, Tick, Tracer,
+        Attribute, Settings, Tick, Tracer,
         hooks::{Family, UNSEEN},
         sizes::Sizes,
     },
@@ -251,7 +245,7 @@ impl Session {
     }
 
     /// Records caches that have appeared, if their names were asked for.
-    fn admit(&mut self) {
+    pub(super) fn admit(&mut self) {
         let filter = &mut self.filter;
         let surroundings = &mut self.surroundings;
         // A module makes its caches when it is loaded, and the kernel may merge them into others at once.
@@ -268,7 +262,7 @@ impl Session {
     }
 
     /// Notes what was asked for and never there.
-    fn note_absent(&mut self) {
+    pub(super) fn note_absent(&mut self) {
         let stays = self.tracer.stays();
         let filters = &mut self.surroundings.filters;
         let absent = |module: &&String| !stays.iter().any(|stay| stay.module == **module);
@@ -306,40 +300,6 @@ impl Session {
         }
         self.surroundings.places.learn(&names, code);
         self.attribution.learn(&self.surroundings.places);
-    }
-
-    /// Judges what a snapshot shows.
-    pub(super) fn judge<'a>(&self, snapshot: &'a Snapshot, shaken: Option<&Before>) -> Judgement<'a> {
-        let look = |snapshot: &Snapshot, which: &[usize], modules: &[&str]| {
-            self.tracer.linkage(snapshot, which, modules, &self.surroundings.data)
-        };
-        assemble::judge(snapshot, &self.surroundings, shaken, &look)
-    }
-
-    /// The report on how things stand now, while tracing goes on.
-    ///
-    /// # Errors
-    /// When the kernel refuses a look.
-    pub(super) fn look(&mut self) -> Result<Report> {
-        self.surroundings.refresh(Path::new("/"));
-        let snapshot = self.tracer.snapshot()?;
-        self.report(&snapshot, None)
-    }
-
-    /// The report on a snapshot, with the objects of leaks and suspects.
-    ///
-    /// # Errors
-    /// When the kernel refuses a look.
-    pub(super) fn report(&mut self, snapshot: &Snapshot, shaken: Option<&Before>) -> Result<Report> {
-        let begun = Instant::now();
-        self.admit();
-        self.note_absent();
-        let judgement = self.judge(snapshot, shaken);
-        let baseline = self.baseline.as_ref();
-        let mut report = assemble::report(snapshot, judgement, shaken, &self.surroundings, baseline);
-        objects::list(&mut self.tracer, snapshot, &self.surroundings, &mut report)?;
-        report.overhead.ranking_ms = begun.elapsed().as_secs_f64() * 1e3;
-        Ok(report)
     }
 }
 

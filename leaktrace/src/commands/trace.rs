@@ -23,7 +23,10 @@ use crate::{
     analysis::verdict::Verdict,
     cli::{TraceArgs, limit_of},
     proof::{Limit, Prover},
-    report::{escape, model::Finding},
+    report::{
+        escape,
+        model::{Finding, Report},
+    },
     tracer::Snapshot,
     units,
 };
@@ -61,7 +64,7 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
     let _guard = runtime.enter();
     let mut session = Session::begin(kernel, &args.watch, &how)?;
     let mut judging = Judging::new(args);
-    let Watched { shaken, in_a_hurry } = runtime.block_on(watch(&mut session, &mut judging))?;
+    let Watched { shaken, in_a_hurry, leak } = runtime.block_on(watch(&mut session, &mut judging))?;
     let listed = kmemleak.map(|kmemleak| {
         let kmemleak = kmemleak?;
         kmemleak.scan()?;
@@ -69,16 +72,14 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         runtime.block_on(session.rest(second))?;
         kmemleak.list()
     });
-    // What is freed while programs are detached one by one is not seen, so /proc is read before.
-    session.surroundings.refresh(root);
     let quickly = prover.is_none() && !args.no_prove && !in_a_hurry;
-    let proven = prove_at_the_end(&mut session, &runtime, (args, shaken.as_ref()), (prover, quickly))?;
-    session.tracer.detach()?;
-    let snapshot = match proven {
-        Some(snapshot) => snapshot,
-        None => session.tracer.snapshot()?,
+    let (snapshot, mut report) = match leak.filter(|_| prover.is_none() && shaken.is_none()) {
+        Some(leak) => {
+            session.tracer.detach()?;
+            leak
+        }
+        None => conclude(&mut session, &runtime, (args, shaken.as_ref()), (prover, quickly))?,
     };
-    let mut report = session.report(&snapshot, shaken.as_ref())?;
     if quickly && report.reachability.is_none() && report.findings.iter().any(Finding::is_of_note) {
         report.reachability = prove::open().err().map(|error| Proofs::failed(&error).report);
     }
@@ -94,6 +95,25 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         say(&escape(&report.headline.text));
     }
     written.and(code)
+}
+
+/// Proves what is to be proven, ends tracing, and judges.
+fn conclude(
+    session: &mut Session,
+    runtime: &Runtime,
+    (args, shaken): (&TraceArgs, Option<&Before>),
+    (asked, quickly): (Option<Result<Prover>>, bool),
+) -> Result<(Snapshot, Report)> {
+    // What is freed while programs are detached one by one is not seen, so /proc is read before.
+    session.surroundings.refresh(Path::new("/"));
+    let proven = prove_at_the_end(session, runtime, (args, shaken), (asked, quickly))?;
+    session.tracer.detach()?;
+    let snapshot = match proven {
+        Some(snapshot) => snapshot,
+        None => session.tracer.snapshot()?,
+    };
+    let report = session.report(&snapshot, shaken)?;
+    Ok((snapshot, report))
 }
 
 /// What was traced, and whose survivors are looked for.
@@ -199,6 +219,8 @@ struct Watched {
     shaken: Option<Before>,
     /// Whether a signal ended it, or the leak that was waited for: then nobody waits for what was not asked for.
     in_a_hurry: bool,
+    /// That leak.
+    leak: Option<(Snapshot, Report)>,
 }
 
 /// Ticks until the time is up, a signal comes or what is waited for is found; and then drops caches, if
@@ -208,6 +230,7 @@ async fn watch(session: &mut Session, judging: &mut Judging<'_>) -> Result<Watch
     let begun = Instant::now();
     let end = Deadline::from_std(begun + args.duration);
     let mut progress = Progress::new(args.duration, args.quiet);
+    let mut leak = None;
     let in_a_hurry = loop {
         let (woken, tick) = session.tick(end).await?;
         if woken == Woken::Stopped {
@@ -215,7 +238,8 @@ async fn watch(session: &mut Session, judging: &mut Judging<'_>) -> Result<Watch
         }
         progress.show(&tick);
         progress.say(&session.tracer.messages());
-        if judging.has_leak(session)? {
+        leak = judging.leak(session)?;
+        if leak.is_some() {
             break true;
         }
         if Deadline::now() >= end {
@@ -225,5 +249,5 @@ async fn watch(session: &mut Session, judging: &mut Judging<'_>) -> Result<Watch
     progress.finish();
     progress.say(&session.tracer.messages());
     let shaken = if args.shake { judging::shake(&mut session.tracer).await? } else { None };
-    Ok(Watched { shaken, in_a_hurry })
+    Ok(Watched { shaken, in_a_hurry, leak })
 }
