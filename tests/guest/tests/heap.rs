@@ -72,7 +72,8 @@ const NAMES: u64 = 20_000;
 /// Looks before and after.
 pub fn test() -> Result<bool> {
     driver::load(0)?;
-    let mut good = is_well(&look(&[])?);
+    let before = look(&[])?;
+    let mut good = is_well(&before);
     for tenth in 0..10 {
         let part = |whole: u64| whole * (tenth + 1) / 10 - whole * tenth / 10;
         for (path, objects) in LOST {
@@ -97,6 +98,7 @@ pub fn test() -> Result<bool> {
     println!("  {found} of {ALL} in all{}", mark(right));
     good &= right;
     good &= whole(&heap)?;
+    good &= grown(&before, &heap)?;
     let named = look(&["--cache", "kmalloc-1k"])?;
     good &= holder(&named)?;
     driver::unload()?;
@@ -278,6 +280,28 @@ fn whole(heap: &Value) -> Result<bool> {
     if !right {
         println!("    {group}");
     }
+    Ok(right)
+}
+
+/// What `diff` says of the looks before and after, which reads both by the schema.
+fn grown(before: &Value, after: &Value) -> Result<bool> {
+    let files = ["/tmp/before.json", "/tmp/after.json"];
+    for (file, heap) in files.iter().zip([before, after]) {
+        fs::write(file, heap.to_string())?;
+    }
+    let output = Command::new(LEAKTRACE).arg("diff").args(files).args(["--format", "json"]).output()?;
+    ensure!(output.status.success(), "diff failed: {}", String::from_utf8_lossy(&output.stderr));
+    let diff: Value = serde_json::from_slice(&output.stdout)?;
+    let of = |what: &str, cache: &str| -> [u64; 2] {
+        let rows = items(&diff[what]).filter(|row| row["cache"] == cache);
+        rows.map(|row| [0, 1].map(|at| number(&row["objects"][at])))
+            .fold([0, 0], |sum, row| [sum[0] + row[0], sum[1] + row[1]])
+    };
+    let (lost, pieces) = (of("lost", "kmalloc-4k"), of("caches", "percpu"));
+    let right = diff["schema"] == "leaktrace.heap-diff/1"
+        && lost == [0, of_cache(after, "kmalloc-4k").map(|group| number(&group["objects"])).sum()]
+        && pieces[1] >= pieces[0] + TOLD_PIECES;
+    println!("  grew: kmalloc-4k {lost:?}, percpu {pieces:?}{}", mark(right));
     Ok(right)
 }
 
