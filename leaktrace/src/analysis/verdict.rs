@@ -77,6 +77,8 @@ pub struct Evidence {
     pub reclaimable: bool,
     /// Survivors that went away when caches were shaken, where they were.
     pub shaken: Option<u64>,
+    /// Whether the module whose code allocated them was removed since, and left them.
+    pub left_behind: bool,
     /// Whether the cache lost older objects meanwhile, whose place these take: see [`replaces`].
     pub replaces: bool,
     /// Whether the cache is one of kmalloc's.
@@ -207,14 +209,18 @@ impl Evidence {
     /// The verdict by numbers alone, `Suspect` at most.
     fn growing(&self) -> Option<Verdict> {
         let grows = self.growth.grows();
-        if self.survivors == 0 || (!grows && (self.survivors as f64) < self.allocated as f64 * IN_FLIGHT) {
+        let in_flight = (self.survivors as f64) < self.allocated as f64 * IN_FLIGHT;
+        if self.survivors == 0 || (!grows && !self.left_behind && in_flight) {
             return None;
         }
         // The kernel's notes on other objects go when these go: what they describe is judged itself.
         let describes_others = self.holder.is_some_and(|holder| holder.describes_others());
         Some(if self.went_away() || self.reclaimable || describes_others {
             Verdict::Cache
-        } else if grows && !self.may_stand_for_others() && self.survivors >= FEWEST_SUSPECT {
+        } else if (self.left_behind || grows && !self.may_stand_for_others())
+            && self.survivors >= FEWEST_SUSPECT
+        {
+            // What is left of a module that is gone fills up nothing.
             Verdict::Suspect
         } else {
             Verdict::Plateau

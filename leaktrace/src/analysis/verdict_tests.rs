@@ -25,6 +25,7 @@ fn leak() -> Evidence {
         lifetime_s: None,
         reclaimable: false,
         shaken: None,
+        left_behind: false,
         replaces: false,
         for_everybody: false,
         doubted: false,
@@ -63,6 +64,17 @@ fn verdicts() {
         Verdict::Leak
     );
     assert_eq!(Evidence { survivors: 3, seen: 3, ..leak() }.verdict(), Verdict::Plateau);
+}
+
+#[test]
+fn what_a_removed_module_left_is_suspected_whatever_its_shape() {
+    for shape in [Shape::Plateau, Shape::Step, Shape::Sawtooth, Shape::Unclear] {
+        let left = Evidence { left_behind: true, ..shaped(shape) };
+        assert_eq!((left.verdict(), left.open()), (Verdict::Suspect, vec![Open::Uncertain]), "{shape:?}");
+        assert_eq!(Evidence { allocated: 10_000_000, ..left.clone() }.verdict(), Verdict::Suspect);
+        assert_eq!(Evidence { survivors: 3, seen: 3, ..left }.verdict(), Verdict::Plateau);
+    }
+    assert_eq!(Evidence { left_behind: true, ..leak() }.verdict(), Verdict::Leak);
 }
 
 #[test]

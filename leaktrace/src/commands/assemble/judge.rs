@@ -282,6 +282,7 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
             .map(|us| us / 1e6),
         reclaimable: is_reclaimable(surroundings, &site.cache),
         shaken: None,
+        left_behind: is_left_behind(site, snapshot),
         replaces: false,
         for_everybody: site.cache.starts_with("kmalloc"),
         doubted: false,
@@ -295,6 +296,13 @@ fn evidence(site: &SiteRecord, snapshot: &Snapshot, surroundings: &Surroundings)
         linkage: None,
         proven: surroundings.proven(site),
     }
+}
+
+/// Whether a site's code was a module's that has been removed.
+fn is_left_behind(site: &SiteRecord, snapshot: &Snapshot) -> bool {
+    let address = site.owner.unwrap_or(site.call_site).wrapping_sub(1);
+    let mut of = snapshot.stays.iter().filter(|stay| stay.contains(address)).peekable();
+    of.peek().is_some() && of.all(|stay| stay.removed_ns.is_some())
 }
 
 /// How a site's survivors grow.

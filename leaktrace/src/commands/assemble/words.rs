@@ -28,6 +28,9 @@ pub(super) fn evidence(
     words.extend(lifetimes(judged, snapshot.duration));
     words.push(growth(judged));
     words.extend(stays(judged, scope));
+    if judged.evidence.left_behind {
+        words.push("the module that allocated them was removed, and left them".to_owned());
+    }
     if judged.evidence.replaces {
         words.push(
             "the cache lost older objects meanwhile, whose place these may take: a longer run tells"
