@@ -210,14 +210,14 @@ impl Evidence {
     fn growing(&self) -> Option<Verdict> {
         let grows = self.growth.grows();
         let in_flight = (self.survivors as f64) < self.allocated as f64 * IN_FLIGHT;
-        if self.survivors == 0 || (!grows && !self.left_behind && in_flight) {
+        if self.survivors == 0 || (!grows && !self.is_left_behind() && in_flight) {
             return None;
         }
         // The kernel's notes on other objects go when these go: what they describe is judged itself.
         let describes_others = self.holder.is_some_and(|holder| holder.describes_others());
         Some(if self.went_away() || self.reclaimable || describes_others {
             Verdict::Cache
-        } else if (self.left_behind || grows && !self.may_stand_for_others())
+        } else if (self.is_left_behind() || grows && !self.may_stand_for_others())
             && self.survivors >= FEWEST_SUSPECT
         {
             // What is left of a module that is gone fills up nothing.
@@ -225,6 +225,16 @@ impl Evidence {
         } else {
             Verdict::Plateau
         })
+    }
+
+    /// Whether the module is gone that allocated them, and they are still there for sure.
+    fn is_left_behind(&self) -> bool {
+        self.left_behind && !self.may_be_freed()
+    }
+
+    /// Whether some frees may not have been seen.
+    fn may_be_freed(&self) -> bool {
+        self.doubted || (self.missed * 10 > self.seen && !self.is_confirmed())
     }
 
     /// Whether they may stand for older objects that were freed meanwhile. Those of a cache for everybody are mostly somebody
@@ -263,7 +273,7 @@ impl Evidence {
             }
         };
         // Whose free was missed looks alive, unless the cache itself has grown by as many.
-        say(self.doubted || (self.missed * 10 > self.seen && !self.is_confirmed()), Open::FreesUnseen);
+        say(self.may_be_freed(), Open::FreesUnseen);
         say(self.is_replaced(), Open::Replaced);
         say(matches!(self.agreement, Some(Agreement::Contradicts | Agreement::Partly)), Open::Contradicted);
         say(self.linkage.is_some_and(|linkage| linkage.is_loose() == Some(false)), Open::Linked);

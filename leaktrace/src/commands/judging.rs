@@ -71,7 +71,7 @@ impl<'a> Judging<'a> {
     }
 }
 
-/// When to judge again after a judgement that begun then: the clock also runs while others have the CPU, so not too late.
+/// When to judge again after a judgement that began then: the clock also runs while others have the CPU, so not too late.
 pub(super) fn after(begun: Instant) -> Instant {
     begun + (begun.elapsed() * SHARE).min(LONGEST)
 }

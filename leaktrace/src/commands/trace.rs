@@ -73,7 +73,9 @@ pub(super) fn run(args: &TraceArgs) -> Result<ExitCode> {
         kmemleak.list()
     });
     let quickly = prover.is_none() && !args.no_prove && !in_a_hurry;
-    let (snapshot, mut report) = match leak.filter(|_| prover.is_none() && shaken.is_none()) {
+    // What is asked of others at the end is of the end.
+    let as_it_was = prover.is_none() && shaken.is_none() && listed.is_none();
+    let (snapshot, mut report) = match leak.filter(|_| as_it_was) {
         Some(leak) => {
             session.tracer.detach()?;
             leak

@@ -5,10 +5,8 @@
 
 use super::{Kind, memory::Memory, percpu::Chunks};
 
-/// Blocks and pieces that are noted at most.
-const MOST: usize = 500_000;
-/// What a pointer to a `struct page` may have in its lowest bits beside the address.
-const MARKS: u64 = 0b111;
+/// Blocks, and pieces, that are noted at most.
+const MOST: usize = 250_000;
 
 /// A block of pages, or a piece of per-CPU memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +51,7 @@ impl Blocks {
             }
         });
         pieces.sort_unstable_by_key(|(pointer, _)| *pointer);
+        pieces.dedup_by_key(|(pointer, _)| *pointer);
         let left_out = pieces.len().saturating_sub(MOST) as u64;
         pieces.truncate(MOST);
         let (pointers, all): (Vec<u64>, Vec<Block>) = pieces.into_iter().unzip();
@@ -64,7 +63,7 @@ impl Blocks {
 
     /// Notes a block of pages; they come by their addresses.
     pub(super) fn add_pages(&mut self, memory: &Memory, frame: u64, pages: u64) {
-        if self.all.len() >= MOST {
+        if self.all.len() - self.pointers.len() >= MOST {
             self.left_out += 1;
             return;
         }
@@ -91,7 +90,7 @@ impl Blocks {
         let into = word.wrapping_sub(memory.first_page);
         let frame = if word >= memory.direct_map && memory.frame(word) < pages {
             memory.frame(word)
-        } else if into < pages * size && into % size <= MARKS {
+        } else if into < pages * size {
             into / size
         } else if word.is_multiple_of(memory.page_bytes) && word / memory.page_bytes < pages {
             word / memory.page_bytes

@@ -52,7 +52,7 @@ pub use self::{
     looks::{LOOKS as MOST_LOOKS, Step},
     memory::is_offered,
     model::{Candidate, Cost, Found, Holder, Kind, Limit, Outcome, Proof},
-    survey::{Survey, Surveyed, Unreached, Vmalloced},
+    survey::{MOST_OPEN, Survey, Surveyed, Unreached, Vmalloced},
 };
 use crate::{
     analysis::{

@@ -1,6 +1,6 @@
 //! Per-CPU memory that is free: what was in it is left there until it is given out again, and holds nothing.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{layout::ChunkLayout, memory::Memory};
 
@@ -9,8 +9,8 @@ const GRAIN: u64 = 4;
 /// Lists of chunks, and chunks, that are followed at most.
 const MOST_LISTS: u32 = 64;
 const MOST_CHUNKS: usize = 10_000;
-/// Words that are read at most to find where in its chunk a page is.
-const MOST_READ: u64 = 1 << 16;
+/// Words that are read at most in one look to find where in their chunks pages are: what is not found counts as holding.
+const MOST_READ: u64 = 1 << 20;
 
 /// A piece of memory that each CPU has a copy of (`struct pcpu_chunk`, `mm/percpu-internal.h`).
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,14 @@ pub(super) struct Chunks {
     units: Vec<u64>,
     /// Of page frames that chunks have, where in a copy they are.
     pages: FxHashMap<u64, Option<u64>>,
+    /// Words that may still be read for that.
+    left: u64,
+    /// By chunk, what was given out when that was asked first.
+    maps: FxHashMap<u64, Option<Maps>>,
 }
+
+/// A bit for each grain that is given out, and one where each piece begins.
+type Maps = (Vec<u64>, Vec<u64>);
 
 impl Chunks {
     /// Reads what chunks there are.
@@ -48,56 +55,82 @@ impl Chunks {
         memory.core.words(memory.variable("pcpu_unit_offsets")?, &mut units).ok()?;
         let lists = memory.variable("pcpu_chunk_lists")?;
         let count = number(memory.data.address_of("pcpu_nr_slots")?)?;
-        let mut all = Vec::new();
-        for link in (0..u64::from(count.min(MOST_LISTS))).flat_map(|list| memory.list(lists + list * 16)) {
+        let most = number(memory.data.address_of("pcpu_unit_size")?)?;
+        // Chunks move from list to list meanwhile: one may be met twice, and a walk may come by another list's head.
+        let heads = lists..lists + u64::from(count.min(MOST_LISTS)) * 16;
+        let mut met = FxHashSet::default();
+        let mut all: Vec<Chunk> = Vec::new();
+        for link in heads.clone().step_by(16).flat_map(|head| memory.list(head)) {
             let at = link.wrapping_sub(layout.list);
+            if heads.contains(&link) || !memory.is_memory(at) || !met.insert(at) || all.len() >= MOST_CHUNKS {
+                continue;
+            }
             let (Some(base), Some(pages)) = (word(at + layout.base), number(at + layout.pages)) else {
                 continue;
             };
-            if all.len() < MOST_CHUNKS {
-                all.push(Chunk { at, base, bytes: u64::from(pages) * memory.page_bytes });
+            let bytes = u64::from(pages) * memory.page_bytes;
+            if base.is_multiple_of(memory.page_bytes) && base >> 56 == 0xff && bytes <= u64::from(most) {
+                all.push(Chunk { at, base, bytes });
             }
         }
-        Some(Self { layout: Some(layout), all, units, pages: FxHashMap::default() })
+        let (pages, maps) = (FxHashMap::default(), FxHashMap::default());
+        Some(Self { layout: Some(layout), all, units, pages, left: MOST_READ, maps })
     }
 
-    /// Whether a place is free that is known by the address that the allocator has for it.
+    /// Whether a place in the direct map is free, which only the first chunk has.
     pub(super) fn is_free(&self, memory: &Memory, address: u64) -> bool {
-        let copies = self.all.iter().flat_map(|chunk| self.units.iter().map(move |unit| (chunk, unit)));
+        let first = self.all.iter().filter(|chunk| memory.is_memory(chunk.base));
+        let copies = first.flat_map(|chunk| self.units.iter().map(move |unit| (chunk, unit)));
         copies
             .map(|(chunk, unit)| (chunk, address.wrapping_sub(chunk.base.wrapping_add(*unit))))
             .find(|(chunk, offset)| *offset < chunk.bytes)
             .is_some_and(|(chunk, offset)| self.is_free_in(memory, chunk, offset))
     }
 
-    /// Whether a piece is free, by the address that its allocator goes by.
-    pub(super) fn is_given_back(&self, memory: &Memory, address: u64) -> bool {
-        let mut of = self.all.iter().map(|chunk| (chunk, address.wrapping_sub(chunk.base)));
-        of.find(|(chunk, offset)| *offset < chunk.bytes)
-            .is_some_and(|(chunk, offset)| self.is_free_in(memory, chunk, offset))
+    /// Whether it is known what is given out.
+    pub(super) fn is_known(&self) -> bool {
+        self.layout.is_some()
+    }
+
+    /// Whether just such a piece was given out when that was asked first, by the address that its allocator goes by.
+    pub(super) fn is_given_out(&mut self, memory: &Memory, address: u64, bytes: u64) -> bool {
+        let of = self.all.iter().find(|chunk| address.wrapping_sub(chunk.base) < chunk.bytes);
+        let Some(chunk) = of.copied() else { return false };
+        if !self.maps.contains_key(&chunk.at) {
+            let maps = self.read_maps(memory, &chunk);
+            self.maps.insert(chunk.at, maps);
+        }
+        let (from, to) = ((address - chunk.base) / GRAIN, (address - chunk.base + bytes).div_ceil(GRAIN));
+        self.maps[&chunk.at]
+            .as_ref()
+            .is_some_and(|(given, bounds)| is_piece(given, bounds, (from, to), chunk.bytes / GRAIN))
+    }
+
+    /// A chunk's maps: what is given out, and where pieces begin; `None` if it is not the chunk any more that it was.
+    fn read_maps(&self, memory: &Memory, chunk: &Chunk) -> Option<Maps> {
+        let layout = self.layout?;
+        // One more bound than there are bits says where the last piece ends.
+        let map = |at: u64| {
+            let mut words = vec![0; (chunk.bytes / GRAIN / 64 + 1) as usize];
+            let at = memory.core.word(chunk.at + at).ok()?;
+            memory.core.words(at, &mut words).is_ok().then_some(words)
+        };
+        let maps = (map(layout.map)?, map(layout.bounds)?);
+        let base = memory.core.word(chunk.at + layout.base).ok()?;
+        (base == chunk.base).then_some(maps)
     }
 
     /// Calls `with` for each piece that is given out: the address that its allocator goes by, and its bytes.
     pub(super) fn each_piece(&self, memory: &Memory, mut with: impl FnMut(u64, u64)) {
-        let Some(layout) = self.layout else { return };
         for chunk in &self.all {
-            let bits = chunk.bytes / GRAIN;
-            // One more bound than there are bits says where the last piece ends.
-            let map = |at: u64| {
-                let mut words = vec![0; (bits / 64 + 1) as usize];
-                let at = memory.core.word(chunk.at + at).ok()?;
-                memory.core.words(at, &mut words).is_ok().then_some(words)
-            };
-            let (Some(given), Some(bounds)) = (map(layout.map), map(layout.bounds)) else { continue };
-            if memory.core.word(chunk.at + layout.base).is_ok_and(|base| base == chunk.base) {
-                pieces(&given, &bounds, bits, |from, to| {
-                    with(chunk.base + from * GRAIN, (to - from) * GRAIN);
-                });
-            }
+            let Some((given, bounds)) = self.read_maps(memory, chunk) else { continue };
+            pieces(&given, &bounds, chunk.bytes / GRAIN, |from, to| {
+                with(chunk.base + from * GRAIN, (to - from) * GRAIN);
+            });
         }
     }
 
-    /// The same of a place in a page of which only the page frame is known. Chunks that came after the first one are mapped to
+    /// Whether a place is free a place in a page of which only the page frame is known. Chunks that came after the first one are mapped to
     /// pages, each of which says which chunk has it (`pcpu_set_page_chunk`), but not where in it.
     pub(super) fn is_free_in_page(&mut self, memory: &Memory, frame: u64, address: u64) -> bool {
         let Some(chunk) = self.of_page(memory, frame) else { return false };
@@ -121,12 +154,10 @@ impl Chunks {
     }
 
     /// Where in a copy the page is that has a word, if only one is like it there.
-    fn page_of(&self, memory: &Memory, chunk: &Chunk, address: u64) -> Option<u64> {
+    fn page_of(&mut self, memory: &Memory, chunk: &Chunk, address: u64) -> Option<u64> {
         let word = memory.core.word(address).ok()?;
         let pages = chunk.bytes / memory.page_bytes;
-        if pages * self.units.len() as u64 > MOST_READ {
-            return None;
-        }
+        self.left = self.left.checked_sub(pages * self.units.len() as u64)?;
         let at = address % memory.page_bytes;
         let has = |page: &u64| {
             let copy = |unit: &u64| chunk.base.wrapping_add(*unit) + page + at;
@@ -149,16 +180,26 @@ impl Chunks {
     }
 }
 
+/// Whether a bit is set.
+fn is_set(map: &[u64], bit: u64) -> bool {
+    map.get((bit / 64) as usize).is_some_and(|word| word >> (bit % 64) & 1 != 0)
+}
+
+/// Whether just these bits, from and up to, are a piece that is given out.
+fn is_piece(given: &[u64], bounds: &[u64], (from, to): (u64, u64), bits: u64) -> bool {
+    let ends = to == bits || is_set(bounds, to);
+    is_set(bounds, from) && ends && is_set(given, from) && (from + 1..to).all(|bit| !is_set(bounds, bit))
+}
+
 /// Calls `with` for the first bit of each piece that is given out and the first one behind it.
 fn pieces(given: &[u64], bounds: &[u64], bits: u64, mut with: impl FnMut(u64, u64)) {
-    let is = |map: &[u64], bit: u64| map[(bit / 64) as usize] >> (bit % 64) & 1 != 0;
     let mut from = None;
     for bit in 0..bits {
-        if is(bounds, bit) {
+        if is_set(bounds, bit) {
             if let Some(from) = from.take() {
                 with(from, bit);
             }
-            from = is(given, bit).then_some(bit);
+            from = is_set(given, bit).then_some(bit);
         }
     }
     if let Some(from) = from {
@@ -178,6 +219,15 @@ mod tests {
         let mut found = Vec::new();
         pieces(&given, &bounds, 128, |from, to| found.push((from, to)));
         assert_eq!(found, [(0, 8), (8, 12), (100, 128)]);
+        for (from, to) in found {
+            assert!(is_piece(&given, &bounds, (from, to), 128), "{from} to {to}");
+        }
+        // A part of one, two together, what is free, and one that was given out anew and larger.
+        for (from, to) in [(0, 4), (0, 12), (12, 100), (8, 9), (4, 8), (100, 120)] {
+            assert!(!is_piece(&given, &bounds, (from, to), 128), "{from} to {to}");
+        }
+        // Freed, between two odd ones that live.
+        assert!(!is_piece(&[0b101], &[0b1111], (1, 2), 64) && is_piece(&[0b101], &[0b1111], (2, 3), 64));
         pieces(&[0, 0], &[1, 1], 64, |_, _| panic!("nothing is given out"));
     }
 }

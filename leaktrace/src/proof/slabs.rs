@@ -49,6 +49,8 @@ pub(super) struct Slab {
     /// Objects that it has room for.
     pub(super) objects: u64,
     free: FxHashSet<u64>,
+    /// Whether a list of its free objects could not be followed to its end.
+    pub(super) broken: bool,
 }
 
 /// Knows the caches.
@@ -95,7 +97,8 @@ impl<'a> Slabs<'a> {
         if objects == 0 || objects * cache.size > MOST_PAGES * self.memory.page_bytes {
             return None;
         }
-        let mut slab = Slab { cache: cache_address, base, objects, free: FxHashSet::default() };
+        let mut slab =
+            Slab { cache: cache_address, base, objects, free: FxHashSet::default(), broken: false };
         let mut lists = vec![first];
         lists.extend(self.lists_of_cpus(cache_address, &cache, base));
         lists.retain(|&list| list != 0);
@@ -106,6 +109,7 @@ impl<'a> Slabs<'a> {
             for list in lists {
                 if !follow(&cache, &mut slab, &contents, list) {
                     self.broken_lists += 1;
+                    slab.broken = true;
                 }
             }
         }
@@ -317,7 +321,7 @@ mod tests {
         let base = 0xffff_8880_1234_5000;
         for random in [None, Some(0x0123_4567_89ab_cdef)] {
             let cache = cache(random);
-            let mut slab = Slab { cache: 0, base, objects: 4, free: FxHashSet::default() };
+            let mut slab = Slab { cache: 0, base, objects: 4, free: FxHashSet::default(), broken: false };
             assert!(follow(&cache, &mut slab, &contents(random, base), base + 128));
             assert_eq!(slab.object_at(&cache, base + 64), Some((base + 64, false)));
             assert_eq!(slab.object_at(&cache, base + 130), Some((base + 128, true)));
@@ -330,7 +334,7 @@ mod tests {
     #[test]
     fn lists_that_lead_astray_end() {
         let base = 0xffff_8880_1234_5000;
-        let mut slab = Slab { cache: 0, base, objects: 4, free: FxHashSet::default() };
+        let mut slab = Slab { cache: 0, base, objects: 4, free: FxHashSet::default(), broken: false };
         let mut words = contents(None, base);
         assert!(!follow(&cache(None), &mut slab, &words, base + 13));
         assert!(!follow(&cache(None), &mut slab, &words, base + 256));

@@ -44,6 +44,8 @@ pub(super) struct Of {
     pub(super) state: State,
     /// What may be left in it of the time when it was free.
     pub(super) link: Option<Link>,
+    /// Whether a list of free objects of its slab changed while it was read: it may be free, then.
+    pub(super) unsure: bool,
 }
 
 /// The word at which the allocator has a plain pointer to the next free object while an object is free: what is
@@ -88,27 +90,27 @@ pub(super) fn are_left(links: &[Link]) -> bool {
 /// # Errors
 /// When the kernel refuses to be read.
 pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate]) -> Result<Vec<Of>> {
-    let mut states = vec![Of { state: State::Allocated, link: None }; candidates.len()];
+    let mut states = vec![Of { state: State::Allocated, link: None, unsure: false }; candidates.len()];
     let mut slabs = Slabs::new(memory);
     let mut free = FreePages::read(memory);
-    let percpu = Chunks::read(memory);
+    let mut percpu = Chunks::read(memory);
     let mut by_slab: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let frame = match candidate.kind {
             Kind::Slab | Kind::Large => memory.frame(candidate.address),
             Kind::Page => candidate.frame,
-            Kind::PerCpu if percpu.is_given_back(memory, candidate.address) => {
-                states[index].state = State::Free;
+            Kind::PerCpu => {
+                if percpu.is_known() && !percpu.is_given_out(memory, candidate.address, candidate.bytes) {
+                    states[index].state = State::Free;
+                }
                 continue;
             }
-            Kind::Area | Kind::PerCpu => continue,
+            Kind::Area => continue,
         };
         let of_page = one(flags, frame)?;
-        // What is large has a compound page of its own (`___kmalloc_large_node`, `mm/slub.c`).
-        let is_single = of_page & (COMPOUND_HEAD | COMPOUND_TAIL) == 0;
         let other = of_page & (BUDDY | NOPAGE | PGTABLE) != 0
             || candidate.kind != Kind::Slab && of_page & SLAB != 0
-            || candidate.kind == Kind::Large && is_single;
+            || candidate.kind == Kind::Large && !is_compound(memory, flags, candidate)?;
         states[index].state = if other || is_users(of_page) || free.has(memory, frame, FRESH) {
             State::Free
         } else if candidate.kind == Kind::Slab {
@@ -136,6 +138,7 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
             if !is_allocated(&slab, &cache, &candidates[index], memory.page_bytes) {
                 states[index].state = State::Free;
             }
+            states[index].unsure = slab.broken;
             states[index].link = cache.plain_link().and_then(|at| {
                 let word = memory.core.word(candidates[index].address + at).ok()?;
                 let neighbour = slab.object_at(&cache, word).is_some_and(|(start, _)| start == word);
@@ -158,6 +161,18 @@ fn is_allocated(slab: &Slab, cache: &Cache, candidate: &Candidate, page: u64) ->
     !free
         && (slab.objects == 1 && cache.size <= page
             || start == candidate.address && candidate.bytes <= cache.size)
+}
+
+/// Whether a candidate is a compound page still, and not only a part of another one: what is large has one of its own
+/// (`___kmalloc_large_node`, `mm/slub.c`).
+fn is_compound(memory: &Memory, flags: &PageFlags, candidate: &Candidate) -> Result<bool> {
+    let pages = candidate.bytes.div_ceil(memory.page_bytes).next_power_of_two();
+    let mut of_pages = vec![0; pages as usize + 1];
+    flags.read(memory.frame(candidate.address), &mut of_pages)?;
+    let is_tail = |flags: &u64| flags & COMPOUND_TAIL != 0;
+    Ok(of_pages[0] & COMPOUND_HEAD != 0
+        && of_pages[1..pages as usize].iter().all(is_tail)
+        && !is_tail(&of_pages[pages as usize]))
 }
 
 /// Whether a page has nothing but what entries of page tables look like: page addresses with some marks in the bits below.

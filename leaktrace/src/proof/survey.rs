@@ -25,12 +25,9 @@ use super::{
 use crate::{analysis::objects::Objects, proc::kcore::Kcore};
 
 /// Objects that nothing reached which are named at most.
-const MOST_OPEN: usize = 150_000;
+pub const MOST_OPEN: usize = 150_000;
 /// Places outside of slab that are kept in mind, with what they are: objects that others hold have none.
 pub(super) const MOST_PLACES: usize = 50_000;
-/// How often it is asked once more whether what seems lost is allocated, and the time before each.
-const ASKED_AGAIN: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(300);
 
 /// A cache, or what one function has from vmalloc, and what is allocated of it.
 #[derive(Clone, Debug)]
@@ -88,6 +85,8 @@ pub struct Survey {
     pub unreached_areas: Vec<Vmalloced>,
     /// Blocks of pages and pieces of per-CPU memory.
     pub blocks: Vec<Block>,
+    /// How many more there are that were not noted.
+    pub blocks_left_out: u64,
     /// Pieces of per-CPU memory whose addresses are numbers like any other: what leads to them is not known.
     pub untold: u64,
     /// Where the others hang on what is no slab's.
@@ -130,7 +129,7 @@ impl Prover {
         let unreached_areas = surveyor.unreached_areas().map(|area| Vmalloced::from(&area)).collect();
         let (took, reading) = surveyor.times();
         let blocks = surveyor.into_blocks();
-        survey.left_out += blocks.left_out;
+        survey.blocks_left_out = blocks.left_out;
         survey.untold = blocks.untold;
         survey.took = took;
         survey.reading = reading;
@@ -153,21 +152,26 @@ impl Prover {
     /// # Errors
     /// When the kernel refuses to be read.
     pub fn contents(&self, address: u64, bytes: u64) -> Result<Vec<u64>> {
-        let mut words = vec![0; (bytes / 8) as usize];
+        let mut words = vec![0; bytes.div_ceil(8) as usize];
         self.memory.core.words(address, &mut words).context("cannot read memory through /proc/kcore")?;
         Ok(words)
     }
 
-    /// Which of some candidates are allocated, however often that is asked: lists of free objects change while they are read.
+    /// Which of some candidates are allocated, whenever that is asked: so often, with a pause before each. Lists of free objects
+    /// change while they are read, and an object may be freed and allocated again.
     ///
     /// # Errors
     /// When the kernel refuses to be read.
-    pub fn surely_allocated(&self, candidates: &[Candidate]) -> Result<Vec<bool>> {
+    pub fn surely_allocated(
+        &self,
+        candidates: &[Candidate],
+        (times, pause): (u32, Duration),
+    ) -> Result<Vec<bool>> {
         let mut allocated = vec![true; candidates.len()];
-        for _ in 0..ASKED_AGAIN {
-            sleep(PAUSE);
+        for _ in 0..times {
+            sleep(pause);
             for (allocated, of) in allocated.iter_mut().zip(states(&self.memory, &self.flags, candidates)?) {
-                *allocated &= of.state == State::Allocated;
+                *allocated &= of.state == State::Allocated && !of.unsure;
             }
         }
         Ok(allocated)

@@ -42,11 +42,12 @@ impl Test {
 
 /// In this order: the first four count what is leaked, by whomever, and remove the driver in the end, for the next one
 /// to see it loaded; the last one locks the kernel's memory, for good.
-const TESTS: [Test; 20] = [
+const TESTS: [Test; 21] = [
     Test::new("kmemleak's word", kmemleak::test),
     Test::new("triage of a driver that leaks", triage::test),
     Test::new("the kernel's own accounts", accounts::test),
     Test::new("what nothing points to, and what holds the rest", prove::test),
+    Test::with(package::DEB, "a whole system has lost nothing", heap::well),
     Test::new("nothing is lost under load", heap::busy),
     Test::new("what was lost before anybody looked", heap::test),
     Test::new("who has what is held open", heap::holders),

@@ -29,7 +29,7 @@ pub(super) fn evidence(
     words.push(growth(judged));
     words.extend(stays(judged, scope));
     if judged.evidence.left_behind {
-        words.push("the module that allocated them was removed, and left them".to_owned());
+        words.push("they were still there after the module that allocated them was removed".to_owned());
     }
     if judged.evidence.replaces {
         words.push(

@@ -6,7 +6,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     kernel::{machine::page_bytes, symbols::Symbols},
-    proof::{Block, Kind, Survey, Surveyed, Unreached, Vmalloced},
+    proof::{Block, Kind, MOST_OPEN, Survey, Surveyed, Unreached, Vmalloced},
 };
 
 /// How what is allocated by vmalloc is called where slab has the name of a cache.
@@ -93,7 +93,9 @@ pub(super) fn add_blocks(survey: &mut Survey) -> u64 {
         let of = &mut survey.caches[usize::from(number)];
         of.objects += 1;
         of.bytes += bytes;
-        if !is_reached {
+        if !is_reached && survey.unreached.len() >= MOST_OPEN {
+            left_out += 1;
+        } else if !is_reached {
             survey.unreached.push(Unreached { address, cache: number, bytes });
         }
     }

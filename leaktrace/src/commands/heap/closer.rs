@@ -19,6 +19,14 @@ const DOUBTFUL: usize = 100;
 /// Time in which the kernel frees what was given to `kfree_rcu` (`KFREE_DRAIN_JIFFIES`, five seconds), and more.
 const UNTIL_FREED: Duration = Duration::from_secs(7);
 
+/// How often it is asked once more whether what seems lost is allocated, and the time before each.
+const ASKED_AGAIN: (u32, Duration) = (3, Duration::from_millis(300));
+/// The same of few objects of one kind where not everything that was allocated meanwhile is known: an address that is used
+/// again and again, always with the same content, is free now and then.
+const ASKED_OFTEN: (u32, Duration) = (100, Duration::from_millis(30));
+/// So many are few.
+const FEW: usize = 64;
+
 /// What a closer look found.
 pub(super) struct Proven {
     pub(super) proof: Proof,
@@ -63,7 +71,7 @@ pub(super) fn look(
         // Nobody has a pointer to what is lost, so nobody writes to it.
         let same: Vec<bool> =
             before.iter().zip(&after).map(|(before, after)| before.is_some() && before == after).collect();
-        let allocated = prover.surely_allocated(&candidates)?;
+        let allocated = prover.surely_allocated(&candidates, ASKED_AGAIN)?;
         let is_first = last.is_none();
         let doubtful = is_doubtful(&proof, &allocated, &same);
         let looked = (proof, allocated, same);
@@ -95,11 +103,40 @@ pub(super) fn look(
         unclear += u64::from(found.outcome == Outcome::Undecided || is_orphan && !same[index]);
         lost.push(is_orphan && same[index]);
     }
+    if !seen.is_whole {
+        unclear += keep_allocated(prover, survey, &candidates, &mut lost)?;
+    }
     heap.scanned.unclear = unclear;
     // Pages that nobody cleared are full of old pointers: what a lost area leads to was not lost with it.
     let has_pages = |index: u32| matches!(candidates[index as usize].kind, Kind::Area | Kind::Large);
     proof.edges.retain(|edge| !has_pages(edge.from));
     Ok(Some(Proven { proof, lost }))
+}
+
+/// Of kinds of which few are lost, keeps those that are never free. Returns how many were.
+fn keep_allocated(
+    prover: &Prover,
+    survey: &Survey,
+    candidates: &[Candidate],
+    lost: &mut [bool],
+) -> Result<u64> {
+    let mut of_cache = vec![0_usize; survey.caches.len()];
+    let cache = |index: usize| usize::from(survey.unreached[index].cache);
+    for index in (0..lost.len()).filter(|&index| lost[index]) {
+        of_cache[cache(index)] += 1;
+    }
+    let few: Vec<usize> =
+        (0..lost.len()).filter(|&index| lost[index] && of_cache[cache(index)] <= FEW).collect();
+    if few.is_empty() {
+        return Ok(0);
+    }
+    let asked: Vec<Candidate> = few.iter().map(|&index| candidates[index]).collect();
+    let mut gone = 0;
+    for (index, is) in few.into_iter().zip(prover.surely_allocated(&asked, ASKED_OFTEN)?) {
+        lost[index] = is;
+        gone += u64::from(!is);
+    }
+    Ok(gone)
 }
 
 /// A proof, which of the objects were allocated whenever that was asked, and whose content stayed the same.

@@ -155,22 +155,20 @@ fn look(
     heap.scanned.blocks = survey.blocks.len() as u64;
     heap.scanned.untold = survey.untold;
     heap.scanned.left_out += areas::add(&mut survey, &symbols) + areas::add_blocks(&mut survey);
+    heap.scanned.left_out += survey.blocks_left_out;
     // Those of slab were counted before.
     heap.scanned.candidates = survey.unreached.len() as u64;
     heap.caches = caches::all(&survey);
     let Some(Proven { proof, lost }) = closer::look(prover, &survey, &mut heap, work)? else {
         return Ok(heap);
     };
-    let files = Files::read(prover, &survey, room, &mut || work.goes_on());
-    heap.notes.extend(files.note());
-    heap.holders = holders::of(
-        (prover, &survey, &symbols),
-        &caches::largest(&survey, &fitting.asked, !args.cache.is_empty()),
-        &files,
-        &mut || work.goes_on(),
-    );
+    // What is lost comes first: for that there is time.
     let asked = (prover, &survey, &symbols);
     groups::conclude(&mut heap, asked, (&proof, &lost), makers, &mut || work.goes_on());
+    let files = Files::read(prover, &survey, room, &mut || work.goes_on());
+    heap.notes.extend(files.note());
+    let largest = caches::largest(&survey, &fitting.asked, !args.cache.is_empty());
+    heap.holders = holders::of(asked, &largest, &files, &mut || work.goes_on());
     heap.notes.extend(work.note());
     keep(&mut heap, &fitting.asked, args);
     Ok(heap)
@@ -194,6 +192,12 @@ fn begun(machine: &Machine, survey: &Survey, needed: u64) -> Heap {
         notes.push(format!(
             "{} changed while they were noted: what is in them counts as holding",
             units::plural(survey.not_noted as usize, "slab")
+        ));
+    }
+    if survey.blocks_left_out > 0 {
+        notes.push(format!(
+            "{} of pages or per-CPU memory were not noted, for there are too many: nothing is known of them",
+            units::plural(survey.blocks_left_out as usize, "block")
         ));
     }
     if survey.left_out > 0 {

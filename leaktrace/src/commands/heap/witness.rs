@@ -15,7 +15,7 @@ use crate::{
     units,
 };
 
-/// The tracer's programs, which note everything that is allocated from slab and by vmalloc.
+/// The tracer's programs, which note everything that is allocated from slab, by vmalloc, and of per-CPU memory.
 pub(super) struct Witness(Tracer);
 
 /// What the programs saw.
@@ -24,6 +24,8 @@ pub(super) struct Seen {
     pub(super) objects: FxHashSet<u64>,
     /// What they did not see.
     pub(super) note: Option<String>,
+    /// Whether they saw everything.
+    pub(super) is_whole: bool,
 }
 
 impl Witness {
@@ -35,7 +37,7 @@ impl Witness {
         let kernel = probe::probe(Path::new("/"))?;
         let settings = Settings {
             max_size: u32::MAX,
-            families: vec![Family::Slab, Family::Vmalloc],
+            families: vec![Family::Slab, Family::Vmalloc, Family::Percpu],
             refused: refused.to_vec(),
             ..Settings::default()
         };
@@ -86,6 +88,6 @@ impl Witness {
         } else {
             None
         };
-        Ok(Seen { objects, note })
+        Ok(Seen { objects, is_whole: note.is_none(), note })
     }
 }

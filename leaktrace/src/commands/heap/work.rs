@@ -117,7 +117,7 @@ impl<'a> Work<'a> {
     /// What is missing where that part ended early.
     pub(super) fn note(&self) -> Option<String> {
         self.ended.map(|why| {
-            format!("{why} before everything had a name: some holders are not told, and lost objects whose content was not read count as unclear")
+            format!("{why} before everything had a name: some holders are not told, and objects that nothing leads to and that were not read are not counted as lost")
         })
     }
 
@@ -141,10 +141,11 @@ impl<'a> Work<'a> {
 
     /// What was allocated since it began.
     pub(super) fn end(&mut self, of: &[Unreached]) -> Result<Seen> {
-        match self.witness.take() {
-            Some(witness) => witness.end(of.iter().map(|one| one.address)),
-            None => Ok(Seen { objects: FxHashSet::default(), note: self.no_witness.take() }),
+        if let Some(witness) = self.witness.take() {
+            return witness.end(of.iter().map(|one| one.address));
         }
+        let note = self.no_witness.take();
+        Ok(Seen { objects: FxHashSet::default(), note, is_whole: false })
     }
 
     /// What time is left.

@@ -34,7 +34,7 @@ pub fn headline(heap: &Heap) -> String {
         return format!("UNKNOWN  {why}");
     }
     let looked = format!(
-        "{} in {}, {}, {} of vmalloc, and {} of pages or per-CPU memory were looked at in {}.",
+        "{} in {}, {}, {} of vmalloc, and {} of pages and per-CPU memory were looked at in {}.",
         units::plural(scanned.objects as usize, "object"),
         units::plural(scanned.caches, "cache"),
         units::bytes(scanned.slab_bytes as f64),
@@ -135,14 +135,20 @@ fn all(out: &mut String, heap: &Heap, style: &Style) -> fmt::Result {
         }
         let scanned = &heap.scanned;
         let line = format!(
-            "{} were read, {} of our own memory needed; {} objects were looked at once more, {} of them are unclear; {} of per-CPU memory were not looked at, because their addresses are numbers like any other",
+            "{} were read, {} of our own memory needed; {} objects were looked at once more, {} of them are unclear",
             units::bytes(scanned.bytes as f64),
             units::bytes(scanned.memory_bytes as f64),
             units::count(scanned.candidates),
-            units::count(scanned.unclear),
-            units::plural(scanned.untold as usize, "piece")
+            units::count(scanned.unclear)
         );
         paragraph(out, 0, style.width, &line)?;
+        if scanned.untold > 0 {
+            let line = format!(
+                "{} of per-CPU memory were not looked at: pointers to them cannot be told from other numbers",
+                units::plural(scanned.untold as usize, "piece")
+            );
+            paragraph(out, 0, style.width, &line)?;
+        }
     }
     for note in &heap.notes {
         paragraph(out, 0, style.width, &format!("note: {}", escape(note)))?;
