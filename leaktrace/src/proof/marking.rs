@@ -36,7 +36,7 @@ pub(super) struct Surveyor<'a, 's> {
     /// Bytes that are to be read in all, roughly.
     expected: u64,
     step: Step<'a>,
-    /// What was found on the stacks of interrupts.
+    /// What was found on stacks.
     late: Vec<(Object, Place)>,
 }
 
@@ -224,14 +224,15 @@ impl<'a, 's> Surveyor<'a, 's> {
             if cache == AREAS || self.scan.areas.is_description(*start, word))
     }
 
-    /// Notes an object that a place outside of slab leads to. What interrupts left on their stacks names nobody if something else
-    /// leads there, too.
+    /// Notes an object that a place outside of slab leads to. What is on stacks names nobody if something else leads there, too.
     fn reach_from(&mut self, object: Object, place: Place) {
         let is_left = match &place.what {
             What::PerCpu { address, .. } => {
                 self.scan.memory.variable_at(*address).is_some_and(|at| at.symbol == INTERRUPT_STACK)
             }
             What::Area { area, .. } => self.scan.areas.is_of_interrupts(area),
+            // What a thread has not overwritten yet is in its frames, too.
+            What::Stack { .. } => true,
             _ => false,
         };
         if is_left {
