@@ -340,6 +340,10 @@ impl<'a, 's> Surveyor<'a, 's> {
         self.read(start, buffer)?;
         for nth in waiting {
             let address = of.address(nth);
+            // Where the kernel copies what we read holds what we read before.
+            if self.scan.buffers.contains(&self.scan.memory.frame(address)) {
+                continue;
+            }
             let at = ((address - start) / 8) as usize;
             let words = &buffer[at..at + of.own as usize / 8];
             for index in 0..words.len() {
