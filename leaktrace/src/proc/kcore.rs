@@ -126,7 +126,8 @@ impl Kcore {
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> Result<()> {
         let after = self.segments.partition_point(|segment| segment.address <= address);
         let inside = |segment: &&Segment| address - segment.address < segment.bytes;
-        let segment = after.checked_sub(1).map(|at| &self.segments[at]).filter(inside).ok_or_else(|| {
+        // One may lie within another: on arm64 the kernel's image is in the range of vmalloc.
+        let segment = self.segments[..after].iter().rev().find(inside).ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
                 format!("kernel address {address:#x} is in no segment of /proc/kcore"),
@@ -183,7 +184,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A core file with one segment of physical memory and one without.
+    /// A core file with one segment of physical memory and one without, in which the third one lies.
     fn core() -> Vec<u8> {
         let mut file = b"\x7fELF\x02\x01\x01".to_vec();
         file.resize(16, 0);
@@ -194,12 +195,13 @@ mod tests {
             file.extend(word.to_le_bytes());
         }
         file.extend(0_u32.to_le_bytes());
-        for half in [64_u16, 56, 2, 0, 0, 0] {
+        for half in [64_u16, 56, 3, 0, 0, 0] {
             file.extend(half.to_le_bytes());
         }
         for (offset, address, physical, bytes) in [
             (0x200_u64, 0xffff_8880_0000_1000_u64, 0x1000_u64, 16_u64),
-            (0x210, 0xffff_c900_0000_0000, u64::MAX, 8),
+            (0x210, 0xffff_c900_0000_0000, u64::MAX, 24),
+            (0x218, 0xffff_c900_0000_0008, 0x2000, 8),
         ] {
             file.extend(1_u32.to_le_bytes());
             file.extend(7_u32.to_le_bytes());
@@ -208,7 +210,7 @@ mod tests {
             }
         }
         file.resize(0x200, 0);
-        for word in [1_u64, 2, 0x6c65_6168] {
+        for word in [1_u64, 2, 0x6c65_6168, 3, 4] {
             file.extend(word.to_le_bytes());
         }
         file
@@ -224,12 +226,15 @@ mod tests {
     #[test]
     fn reads_by_address() {
         let core = open(&core()).unwrap();
-        assert_eq!(core.segments().len(), 2);
+        assert_eq!(core.segments().len(), 3);
         assert_eq!(core.segments()[0].physical, Some(0x1000));
         assert_eq!(core.segments()[1].physical, None);
         assert_eq!(core.word(0xffff_8880_0000_1008).unwrap(), 2);
         assert_eq!(core.text(0xffff_c900_0000_0000, 8).unwrap(), "hael");
         assert_eq!(core.number(0xffff_8880_0000_1000).unwrap(), 1);
+        // In the segment within the other one, and behind it.
+        assert_eq!(core.word(0xffff_c900_0000_0008).unwrap(), 3);
+        assert_eq!(core.word(0xffff_c900_0000_0010).unwrap(), 4);
         for absent in [0, 0xffff_8880_0000_1010, 0xffff_8880_0000_0fff, u64::MAX] {
             assert_eq!(core.word(absent).unwrap_err().kind(), ErrorKind::NotFound, "{absent:x}");
         }
@@ -246,7 +251,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_headers_are_survived(at in 0_usize..176, byte: u8, address: u64) {
+        fn damaged_headers_are_survived(at in 0_usize..232, byte: u8, address: u64) {
             let mut file = core();
             file[at] = byte;
             if let Ok(core) = open(&file) {

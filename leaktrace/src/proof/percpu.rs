@@ -92,18 +92,17 @@ impl Chunks {
         self.layout.is_some()
     }
 
-    /// Whether just such a piece was given out when that was asked first, by the address that its allocator goes by.
-    pub(super) fn is_given_out(&mut self, memory: &Memory, address: u64, bytes: u64) -> bool {
-        let of = self.all.iter().find(|chunk| address.wrapping_sub(chunk.base) < chunk.bytes);
-        let Some(chunk) = of.copied() else { return false };
+    /// Bytes of the piece that begins at an address that its allocator goes by, if one was given out there when the chunk was
+    /// asked first.
+    pub(super) fn given_out(&mut self, memory: &Memory, address: u64) -> Option<u64> {
+        let chunk = *self.all.iter().find(|chunk| address.wrapping_sub(chunk.base) < chunk.bytes)?;
         if !self.maps.contains_key(&chunk.at) {
             let maps = self.read_maps(memory, &chunk);
             self.maps.insert(chunk.at, maps);
         }
-        let (from, to) = ((address - chunk.base) / GRAIN, (address - chunk.base + bytes).div_ceil(GRAIN));
-        self.maps[&chunk.at]
-            .as_ref()
-            .is_some_and(|(given, bounds)| is_piece(given, bounds, (from, to), chunk.bytes / GRAIN))
+        let (given, bounds) = self.maps[&chunk.at].as_ref()?;
+        let grains = piece(given, bounds, (address - chunk.base) / GRAIN, chunk.bytes / GRAIN)?;
+        Some(grains * GRAIN)
     }
 
     /// A chunk's maps: what is given out, and where pieces begin; `None` if it is not the chunk any more that it was.
@@ -185,10 +184,10 @@ fn is_set(map: &[u64], bit: u64) -> bool {
     map.get((bit / 64) as usize).is_some_and(|word| word >> (bit % 64) & 1 != 0)
 }
 
-/// Whether just these bits, from and up to, are a piece that is given out.
-fn is_piece(given: &[u64], bounds: &[u64], (from, to): (u64, u64), bits: u64) -> bool {
-    let ends = to == bits || is_set(bounds, to);
-    is_set(bounds, from) && ends && is_set(given, from) && (from + 1..to).all(|bit| !is_set(bounds, bit))
+/// How many bits the piece has that is given out and begins with this one.
+fn piece(given: &[u64], bounds: &[u64], from: u64, bits: u64) -> Option<u64> {
+    let end = || (from + 1..bits).find(|bit| is_set(bounds, *bit)).unwrap_or(bits);
+    (is_set(bounds, from) && is_set(given, from)).then(|| end() - from)
 }
 
 /// Calls `with` for the first bit of each piece that is given out and the first one behind it.
@@ -220,14 +219,15 @@ mod tests {
         pieces(&given, &bounds, 128, |from, to| found.push((from, to)));
         assert_eq!(found, [(0, 8), (8, 12), (100, 128)]);
         for (from, to) in found {
-            assert!(is_piece(&given, &bounds, (from, to), 128), "{from} to {to}");
+            assert_eq!(piece(&given, &bounds, from, 128), Some(to - from));
         }
-        // A part of one, two together, what is free, and one that was given out anew and larger.
-        for (from, to) in [(0, 4), (0, 12), (12, 100), (8, 9), (4, 8), (100, 120)] {
-            assert!(!is_piece(&given, &bounds, (from, to), 128), "{from} to {to}");
+        // What is free, and what is a part of one.
+        for from in [12, 4, 9, 101] {
+            assert_eq!(piece(&given, &bounds, from, 128), None, "{from}");
         }
         // Freed, between two odd ones that live.
-        assert!(!is_piece(&[0b101], &[0b1111], (1, 2), 64) && is_piece(&[0b101], &[0b1111], (2, 3), 64));
+        let of = |from| piece(&[0b101], &[0b1111], from, 64);
+        assert_eq!((of(0), of(1), of(2)), (Some(1), None, Some(1)));
         pieces(&[0, 0], &[1, 1], 64, |_, _| panic!("nothing is given out"));
     }
 }

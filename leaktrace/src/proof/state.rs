@@ -44,7 +44,7 @@ pub(super) struct Of {
     pub(super) state: State,
     /// What may be left in it of the time when it was free.
     pub(super) link: Option<Link>,
-    /// Whether a list of free objects of its slab changed while it was read: it may be free, then.
+    /// Whether a list of free objects of its slab changed while it was read, or its bytes are other ones: it may be free, then.
     pub(super) unsure: bool,
 }
 
@@ -100,8 +100,11 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
             Kind::Slab | Kind::Large => memory.frame(candidate.address),
             Kind::Page => candidate.frame,
             Kind::PerCpu => {
-                if percpu.is_known() && !percpu.is_given_out(memory, candidate.address, candidate.bytes) {
-                    states[index].state = State::Free;
+                if percpu.is_known() {
+                    match percpu.given_out(memory, candidate.address) {
+                        Some(bytes) => states[index].unsure = bytes != candidate.bytes,
+                        None => states[index].state = State::Free,
+                    }
                 }
                 continue;
             }
