@@ -34,8 +34,6 @@ const GRACE: Duration = Duration::from_millis(700);
 const LOOKS: u32 = 8;
 /// Objects that come and go between two looks anyway.
 const NOISE: u64 = 100;
-/// Looks in a row without more that went away.
-const QUIET: u32 = 2;
 /// What was used lately has a second chance, and the kernel stops early where a first round frees little.
 const DROPS: usize = 3;
 /// Exit status when what a run is to fail on was found.
@@ -93,15 +91,14 @@ pub(super) async fn shake(tracer: &mut Tracer) -> Result<Option<Before>> {
     }
     tracer.wait_for_grace_period();
     let dropped: FxHashMap<u32, u64> = levels(tracer);
-    let (mut last, mut quiet) = (0, 0);
+    let mut last = 0;
     for _ in 0..LOOKS {
         tokio::time::sleep(GRACE).await;
         let now = gone(&dropped, &levels(tracer));
-        quiet = if now > last + NOISE { 0 } else { quiet + 1 };
-        if quiet == QUIET {
+        if now <= last + NOISE {
             break;
         }
-        last = last.max(now);
+        last = now;
     }
     Ok(Some(before))
 }
