@@ -93,7 +93,9 @@ pub(super) fn states(memory: &Memory, flags: &PageFlags, candidates: &[Candidate
     let mut states = vec![Of { state: State::Allocated, link: None, unsure: false }; candidates.len()];
     let mut slabs = Slabs::new(memory);
     let mut free = FreePages::read(memory);
-    let mut percpu = Chunks::read(memory);
+    // Asked a hundred times of few slab objects, it need not walk all chunks each time.
+    let has_pieces = candidates.iter().any(|candidate| candidate.kind == Kind::PerCpu);
+    let mut percpu = if has_pieces { Chunks::read(memory) } else { Chunks::default() };
     let mut by_slab: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let frame = match candidate.kind {
