@@ -129,8 +129,8 @@ impl Chunks {
         }
     }
 
-    /// Whether a place is free a place in a page of which only the page frame is known. Chunks that came after the first one are mapped to
-    /// pages, each of which says which chunk has it (`pcpu_set_page_chunk`), but not where in it.
+    /// Whether a place is free in a page of which only the page frame is known. Chunks that came after the first one are
+    /// mapped to pages, each of which says which chunk has it (`pcpu_set_page_chunk`), but not where in it.
     pub(super) fn is_free_in_page(&mut self, memory: &Memory, frame: u64, address: u64) -> bool {
         let Some(chunk) = self.of_page(memory, frame) else { return false };
         let at = address % memory.page_bytes;
@@ -192,17 +192,13 @@ fn piece(given: &[u64], bounds: &[u64], from: u64, bits: u64) -> Option<u64> {
 
 /// Calls `with` for the first bit of each piece that is given out and the first one behind it.
 fn pieces(given: &[u64], bounds: &[u64], bits: u64, mut with: impl FnMut(u64, u64)) {
-    let mut from = None;
-    for bit in 0..bits {
-        if is_set(bounds, bit) {
-            if let Some(from) = from.take() {
-                with(from, bit);
-            }
-            from = is_set(given, bit).then_some(bit);
+    let mut bit = 0;
+    while bit < bits {
+        let length = piece(given, bounds, bit, bits);
+        if let Some(length) = length {
+            with(bit, bit + length);
         }
-    }
-    if let Some(from) = from {
-        with(from, bits);
+        bit += length.unwrap_or(1);
     }
 }
 

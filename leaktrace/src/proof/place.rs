@@ -132,17 +132,16 @@ impl Scan<'_> {
                 Whose::Root(What::Variable(variable))
             };
         }
-        let place = address;
-        if let Some((cpu, address)) = self.memory.in_percpu(place) {
+        if let Some((cpu, at)) = self.memory.in_percpu(address) {
             // Where each entry into the kernel begins, before it goes on on the thread's stack.
-            let entry = self.memory.variable_at(address).is_some_and(|at| at.symbol == ENTRY_STACK);
+            let entry = self.memory.variable_at(at).is_some_and(|at| at.symbol == ENTRY_STACK);
             if entry {
                 return Whose::Old(Old::Stack);
             }
-            return if self.percpu.is_free(self.memory, place) {
+            return if self.percpu.is_free(self.memory, address) {
                 Whose::Old(Old::FreeObject)
             } else {
-                Whose::Root(What::PerCpu { cpu, address })
+                Whose::Root(What::PerCpu { cpu, address: at })
             };
         }
         if let Some(own) = self.map.at(address) {
